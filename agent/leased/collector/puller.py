@@ -77,6 +77,7 @@ class Puller:
             if self._adrift:
                 await self._reload()
                 self._adrift = False
+                self._fleet.archive.end()
             if self.verdict.sticky:
                 await self._look_for_resolution()
                 return
@@ -89,7 +90,7 @@ class Puller:
             # Whether the last page counts is known when the cursor can be read again.
             self._failures += 1
             self._adrift, self.unreachable = True, str(error)
-            self._fleet.tell(self.name, str(error))
+            self._fleet.archive.begin(str(error))
 
     async def _reach(self, *, standing: bool) -> None:
         try:

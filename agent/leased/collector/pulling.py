@@ -167,8 +167,9 @@ async def _run(
                             *(fleet, archive, sharing, followed, only),
                             lambda one: inner.start_soon(one.run, _one_turn if once else _follow),
                         )
+                        fleet.archive.end()
                     except ManifestGone as error:
-                        tell("archive", str(error))
+                        fleet.archive.begin(str(error))
                     if once:
                         break
                     # Who is enrolled, moved or forgotten while this runs needs no restart.

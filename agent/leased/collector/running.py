@@ -22,6 +22,26 @@ from leased.collector.transport import Credentials
 from leased.collector.witness import Witness
 
 
+class Outage:
+    """Whether what all of them need can be reached: told when that changes, once for all."""
+
+    def __init__(self, name: str, tell: Callable[[str, str], None]) -> None:
+        self._name, self._tell = name, tell
+        self._on = False
+
+    def begin(self, why: str) -> None:
+        """Somebody did not reach it."""
+        if not self._on:
+            self._on = True
+            self._tell(self._name, why)
+
+    def end(self) -> None:
+        """Somebody has reached it."""
+        if self._on:
+            self._on = False
+            self._tell(self._name, "can be reached again")
+
+
 class Fleet:
     """What all pullers of a run share."""
 
@@ -58,3 +78,4 @@ class Fleet:
         self.jitter = jitter
         self.tell = tell
         self.skews = Skews(tell)
+        self.archive = Outage("archive", tell)

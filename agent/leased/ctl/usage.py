@@ -151,6 +151,8 @@ def usage(options: argparse.Namespace, console: Console) -> int:
         if key.pool is not Pool.PROVISIONED and options.tenant in (None, key.tenant)
     ]
     rows.sort(key=lambda row: _order(row[0]))
+    if options.tenant is not None and not rows:
+        console.note(f"nothing of {options.tenant} is on record in this time")
     if options.json:
         documents = [_usage_document(key, amount, sums.bucket_ns, highest) for key, amount in rows]
         console.document({**books.period(), "usage": documents})
@@ -249,6 +251,8 @@ def statement(options: argparse.Namespace, console: Console) -> int:
         except OSError as error:
             console.note(f"{options.out}: {error.strerror}")
             return EX_IOERR
+    if not bill.lines:
+        console.note(f"nothing of {tenant} is on record in this time")
     if options.json:
         console.document({"sha256": bill.digest().hex(), "statement": bill.document()})
     else:

@@ -23,7 +23,7 @@ from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.placement import Strategy
 from leased.economics.pools import Pool
-from leased.terms.lease import AccountingTag
+from leased.terms.lease import SYNTHETIC, AccountingTag
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
 from tests.doubles.accounts import JANUARY_NS, WrittenSource
@@ -112,6 +112,15 @@ def test_who_waits_for_something_lives_by_it(accounts: Accounts, samples: Store)
     assert level("cpu", samples) == ("critical", Decimal("0.317"))
     assert level("gpu", samples) == ("critical", None)
     assert level("mem", samples) == ("unused", None)
+
+
+def test_a_probe_is_nobodys_workload() -> None:
+    source = WrittenSource()
+    source.hold("acme", CPU, 1000, HOURS, tag=TRAIN)
+    source.hold("acme", GPU, 8000, HOURS, tag=msgspec.structs.replace(TRAIN, flags=SYNTHETIC))
+    accounts = Accounts(source, Terms())
+    rows = {row.kind: row.level for row in sensitivities(accounts, accounts.last("30d")).rows}
+    assert rows["gpu"] == "unused" and rows["cpu"] == "critical"
 
 
 def test_what_is_above_a_border_by_little_is_above_it() -> None:

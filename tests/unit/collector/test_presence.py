@@ -21,8 +21,9 @@ BEGIN_NS = 1_767_225_600 * S
 NODES = ("a" * 32, "b" * 32)
 
 
-def test_who_was_there_while_our_clock_was_ahead_is_not_there_until_then(tmp_path: Path) -> None:
-    fleet, register, now_ns = Fleet(), Register(tmp_path), [BEGIN_NS + HOUR_NS]
+def world(directory: Path, now_ns: list[int]) -> tuple[Issuer, Register]:
+    """Two nodes that share a quota, by a clock that can be set."""
+    fleet, register = Fleet(), Register(directory)
     for node in NODES:
         view = fleet.logs[node] = NodeView(node)
         view.node = view.name = node
@@ -41,6 +42,34 @@ def test_who_was_there_while_our_clock_was_ahead_is_not_there_until_then(tmp_pat
         seen=lambda: fleet,
         wall_ns=lambda: now_ns[0],
     )
+    return issuer, register
+
+
+def test_what_was_issued_while_our_clock_was_ahead_is_issued_anew(tmp_path: Path) -> None:
+    now_ns = [BEGIN_NS + 1000 * HOUR_NS]
+    issuer, register = world(tmp_path, now_ns)
+    for node in NODES:
+        issuer.come(node)
+        issuer.note_acceptance(node, 1)
+    issuer.turn()
+    ahead = issuer.current
+    now_ns[0] = BEGIN_NS
+    for node in NODES:
+        issuer.come(node)
+    issuer.turn()
+    assert issuer.current.issued_ns == BEGIN_NS and issuer.current.generation > ahead.generation
+    parts = issuer.divided("acme")[1]
+    assert [one.until_ns for one in parts] == [BEGIN_NS + 900 * S] * 2
+    again = issuer.current
+    now_ns[0] += S
+    issuer.turn()
+    assert issuer.current is again, "once"
+    register.close()
+
+
+def test_who_was_there_while_our_clock_was_ahead_is_not_there_until_then(tmp_path: Path) -> None:
+    now_ns = [BEGIN_NS + HOUR_NS]
+    issuer, register = world(tmp_path, now_ns)
 
     def there() -> dict[str, bool]:
         issuer.turn()

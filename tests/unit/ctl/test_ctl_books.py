@@ -245,6 +245,14 @@ def test_a_statement_can_be_recomputed_from_its_bytes(log: Path, tmp_path: Path)
     assert open_bill["lines"][0]["provisional"] and not open_bill["complete"]
 
 
+@pytest.mark.parametrize("words", [("statement", "acem"), ("usage", "--tenant", "acem")])
+def test_a_tenant_of_whom_nothing_is_on_record_is_told(log: Path, words: tuple[str, ...]) -> None:
+    status, _, err = leasectl(*words, "--log", log)
+    assert status == 0 and "nothing of acem is on record" in err
+    known = [word.replace("acem", "acme") for word in words]
+    assert "on record" not in leasectl(*known, "--log", log)[2]
+
+
 def test_a_lease_of_an_unknown_card_is_not_billed(tmp_path: Path) -> None:
     history = History(wall_offset_ns=JANUARY)
     history.start()

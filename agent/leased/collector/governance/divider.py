@@ -132,7 +132,7 @@ class Divider:
         self._short: set[Limit] = set()
         self._wants: dict[tuple[str, str, _Why], tuple[Want, list[str]]] = {}
         self._held: dict[Limit, dict[str, int]] = {}
-        self._due_ns = 0
+        self._made_ns = self._due_ns = 0
         self._until_ns = 0
 
     @property
@@ -148,7 +148,8 @@ class Divider:
     def step(self, plan: Plan, now_ns: int, present: Collection[str]) -> list[Handout]:
         """What each of the nodes that are there is to have; those that are as they were, too."""
         nodes = sorted(present)
-        anew = now_ns >= self._due_ns or nodes != self._present or plan is not self._plan
+        in_time = self._made_ns <= now_ns < self._due_ns  # not before: our clock may be set back
+        anew = not in_time or nodes != self._present or plan is not self._plan
         self._plan, self._present = plan, nodes
         held, wants = self._seen(now_ns)
         self._held = held
@@ -156,6 +157,7 @@ class Divider:
             self._ppb = fractions(self._shares.ppb(), nodes)
             ends = [now_ns + self._valid_ns, *([plan.until_ns] if plan.until_ns else [])]
             self._until_ns = min(ends)
+            self._made_ns = now_ns
             self._due_ns = now_ns + max(1, (self._until_ns - now_ns) // 2)
             if plan.until_ns is not None and self._until_ns == plan.until_ns:
                 self._due_ns = self._until_ns

@@ -148,7 +148,7 @@ class Issuer:
 
     def _due_ns(self, now_ns: int) -> int:
         """When the fleet's policy is another one, whether anybody says so or not."""
-        if self._stale:
+        if self._stale or self.current.issued_ns > now_ns:  # our clock was ahead
             return now_ns
         ends = (self.current.issued_ns + self._valid_ns // 2, next_turn_ns(self._register, now_ns))
         return min(end_ns for end_ns in ends if end_ns is not None)
@@ -165,7 +165,8 @@ class Issuer:
         policy_hash = digest(policy)
         last = self._register.issued()
         self.strategies.note(policy, last, now_ns)
-        fresh = last is not None and now_ns < last.issued_ns + self._valid_ns // 2
+        age_ns = -1 if last is None else now_ns - last.issued_ns
+        fresh = 0 <= age_ns < self._valid_ns // 2
         if last is not None:
             self._generation = max(self._generation, last.generation)
             if fresh and last.digest == policy_hash and self._is_ours(last):

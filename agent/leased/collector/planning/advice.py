@@ -26,6 +26,7 @@ from leased.collector.telemetry.views import heat, waits
 from leased.economics.placement import Score, Site, Strategy, binding, rank
 from leased.economics.pools import Pool
 from leased.economics.sensitivity import Sensitivity, sensitivity
+from leased.terms.lease import SYNTHETIC
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
 
@@ -142,6 +143,8 @@ def sensitivities(
     costs: dict[tuple[str, str], dict[ResourceKind, Fraction]] = {}
     for key, amount in accounts.priced_sums(window, tags=True):
         if key.pool is not Pool.TENANT or key.priority is None:
+            continue
+        if key.tag is not None and key.tag.flags & SYNTHETIC:  # a probe is nobody's work
             continue
         card = accounts.terms.cards[accounts.terms.card_number(key.bucket)].card
         cost = card.cost(amount, key.kind, key.tier, key.priority)
