@@ -59,11 +59,19 @@ def create_anchor(disk: Disk, first: AnchorSlot, second: AnchorSlot) -> None:
 
 def read_slots(disk: Disk, *, direct: bool) -> tuple[AnchorSlot | None, AnchorSlot | None]:
     """Return both slots, None for what is not valid. A missing file is two invalid slots."""
-    try:
-        raw = disk.read(ANCHOR, direct=direct)
-    except FileNotFoundError:
-        raw = b""
+    raw = _read(disk, direct=direct)
     return _newest_copy(raw, 0), _newest_copy(raw, 1)
+
+
+def ragged_slots(disk: Disk, *, direct: bool) -> frozenset[int]:
+    """Which slots do not have the same valid 512 bytes twice."""
+    raw = _read(disk, direct=direct)
+    ragged = set()
+    for index in (0, 1):
+        first, second = _copies(raw, index)
+        if first is None or first != second:
+            ragged.add(index)
+    return frozenset(ragged)
 
 
 def slot_offset(slot: AnchorSlot) -> int:
@@ -134,10 +142,20 @@ def decode_copy(raw: bytes, index: int) -> AnchorSlot | None:
 
 def _newest_copy(raw: bytes, index: int) -> AnchorSlot | None:
     """Return the newer of a slot's valid copies: they differ when a crash fell between the two."""
-    base = SLOT_BYTES * index
-    copies = (decode_copy(raw[base + at : base + at + COPY_BYTES], index) for at in COPY_OFFSETS)
     return max(
-        (copy for copy in copies if copy is not None),
+        (copy for copy in _copies(raw, index) if copy is not None),
         key=lambda slot: slot.generation,
         default=None,
     )
+
+
+def _copies(raw: bytes, index: int) -> list[AnchorSlot | None]:
+    base = SLOT_BYTES * index
+    return [decode_copy(raw[base + at : base + at + COPY_BYTES], index) for at in COPY_OFFSETS]
+
+
+def _read(disk: Disk, *, direct: bool) -> bytes:
+    try:
+        return disk.read(ANCHOR, direct=direct)
+    except FileNotFoundError:
+        return b""

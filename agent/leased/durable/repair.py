@@ -19,7 +19,7 @@ from leased.chain.head import Head
 from leased.chain.recovery import SEGMENT_END, Image, Tail, choose_slot, read_tail
 from leased.chain.segment import HEADER_BYTES, LogIdentity, geometry, parse_header
 from leased.chain.verdict import CORRUPT_HEAD, CORRUPT_SEGMENT
-from leased.durable.anchor import ANCHOR, read_slots
+from leased.durable.anchor import ANCHOR, ragged_slots, read_slots
 from leased.durable.files import Disk, write_whole
 from leased.durable.opened import RecoveredTail
 from leased.durable.retention import live_segments
@@ -38,11 +38,12 @@ ADVICE: Final = (
 
 
 class Examined(msgspec.Struct, frozen=True):
-    """What lies on disk: the slot that counts (`both`: and the other one is whole), all that it
-    anchors, verified, and what lies beyond. `images` are the slot's segment and those after."""
+    """What lies on disk: the slot that counts, all that it anchors, verified, and what lies beyond.
+    `images` are the slot's segment and those after; `ragged` are slots (0 or 1) that are not there
+    twice."""
 
     slot: AnchorSlot
-    both: bool
+    ragged: frozenset[int]
     scan: Scan
     tail: Tail
     images: tuple[Image, ...]
@@ -53,9 +54,8 @@ def examine(disk: Disk, identity: LogIdentity) -> Examined:
     ChainError."""
     directory = disk.directory
     try:
-        slot, both = choose_slot(
-            read_slots(disk, direct=True), identity.log_id, str(directory / ANCHOR)
-        )
+        slots, ragged = read_slots(disk, direct=True), ragged_slots(disk, direct=True)
+        slot, both = choose_slot(slots, identity.log_id, str(directory / ANCHOR))
         scan, active = read_anchored(disk, identity, slot)
         ended = scan.last_kind == SEGMENT_END and slot.end_offset > HEADER_BYTES
         tail = read_tail(slot, both=both, frontier=scan.frontier, ended=ended, images=active)
@@ -72,7 +72,7 @@ def examine(disk: Disk, identity: LogIdentity) -> Examined:
             offset=error.offset,
             file=file,
         ) from error
-    return Examined(slot, both, scan, tail, tuple(active))
+    return Examined(slot, ragged, scan, tail, tuple(active))
 
 
 def read_anchored(disk: Disk, identity: LogIdentity, slot: AnchorSlot) -> tuple[Scan, list[Image]]:
@@ -161,10 +161,14 @@ def repair(
             boot_id=moment.boot_id,
         )
         writer.anchor.write(writer.slot)
-    if not found.both and not tail.steps:
-        # The lost slot is written anew, so that the next fault is again a single one.
-        writer.slot = msgspec.structs.replace(slot, generation=slot.generation + 1)
+    ragged = found.ragged - {step.generation & 1 for step in tail.steps}
+    while ragged:
+        # The lost slot, or half of one, is written anew, so that the next fault is again a single
+        # one: what is left there of earlier generations would be found when the other half tears.
+        generation = writer.slot.generation + 1
+        writer.slot = msgspec.structs.replace(writer.slot, generation=generation)
         writer.anchor.write(writer.slot)
+        ragged -= {generation & 1}
     if tail.unfinished_switch:
         writer.switch(moment)
     if not tail.kept_records and tail.torn is None:

@@ -110,3 +110,15 @@ def test_who_had_a_place_last_waits_for_who_had_none(outbox: Outbox) -> None:
         places.leave(one)
     assert served == {"a": 1, "b": 1, "c": 1}
     assert msgspec.structs.asdict(waiting[0])["tenants"] == ("a",)
+
+
+def test_receivers_of_one_tenant_take_turns(outbox: Outbox) -> None:
+    places = Places(1)
+    waiting = [hook(outbox) for _ in range(3)]
+    served: list[str] = []
+    for _ in range(6):
+        [one] = places.choose(waiting)
+        assert not places.choose([other for other in waiting if other is not one])
+        served.append(one.id)
+        places.leave(one)
+    assert served == [one.id for one in waiting] * 2
