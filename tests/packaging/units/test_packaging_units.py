@@ -167,10 +167,10 @@ def test_stopping_the_agent_stops_no_lease() -> None:
 
 
 def test_a_status_that_another_try_does_not_mend_is_not_tried_again() -> None:
-    from leased.terms.errors import EX_CONFIG, EX_DATAERR
+    from leased.terms.errors import EX_CONFIG, EX_DATAERR, EX_USAGE
 
     (statuses,) = settings("leased.service")["RestartPreventExitStatus"]
-    assert {int(status) for status in statuses.split()} == {EX_CONFIG, EX_DATAERR}
+    assert {int(status) for status in statuses.split()} == {EX_CONFIG, EX_DATAERR, EX_USAGE}
 
 
 def test_the_watchdog_leaves_room_for_several_heartbeats() -> None:
