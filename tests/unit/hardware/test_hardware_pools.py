@@ -107,6 +107,16 @@ def test_a_hole_is_its_holders() -> None:
     assert ledger.missing(counted(1)) == 0
 
 
+def test_a_lease_that_nobody_can_look_at_counts_as_one_with_holes() -> None:
+    """Out of descriptors: the grant goes on, and what it may give up is believed of nobody else."""
+    ledger = PoolLedger(counted(3))
+    ledger.hold(key(1), 4, -1)
+    assert ledger.missing(counted(5)) == 0 and ledger.foreign == 3
+    assert ledger.missing(counted(7)) == 0, "its pages, taken again"
+    ledger.release(key(1))
+    assert ledger.missing(counted(2)) == 0 and ledger.foreign == 2
+
+
 def test_growing_or_shrinking_the_pool_blames_nobody() -> None:
     ledger = PoolLedger(counted(0))
     hold(ledger, 1, 2)
