@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from leased.service.config import JournaldCopy
-from leased.service.telling.journald import BACKLOG_MAX, CRITICAL_MAX, Journald
+from leased.service.telling.journald import BACKLOG_MAX, KEPT_MAX, Journald
 from leased.service.telling.narration import CRITICAL, NOTICE
 from tests.service.journald.test_journald_copy import Ticks, copier, entries, journal
 
@@ -48,6 +48,15 @@ async def test_a_journal_that_reads_later_has_them_in_their_order(
     out.close()
 
 
+def test_its_end_is_kept_like_it(journal: socket.socket) -> None:
+    out = copier(journal)
+    stuff(out)
+    out.say("it has room again", priority=NOTICE, LEASED_LOG_STATE="healthy")
+    assert not out.flush(1) and set(lines(journal)) == {b"noise"}
+    assert out.flush(1) and lines(journal) == [b"it has room again"]
+    out.close()
+
+
 def test_a_full_backlog_makes_room_for_one(journal: socket.socket) -> None:
     out = copier(journal)
     for _ in range(BACKLOG_MAX):
@@ -60,15 +69,15 @@ def test_a_full_backlog_makes_room_for_one(journal: socket.socket) -> None:
         told += lines(journal)
     assert told[-1] == b"it drains" and len(told) == BACKLOG_MAX
     out.dropped = 0
-    for count in range(BACKLOG_MAX + 2 * CRITICAL_MAX):
+    for count in range(BACKLOG_MAX + 2 * KEPT_MAX):
         out.say("it drains", priority=CRITICAL if count >= BACKLOG_MAX else NOTICE)
     out.say("it drains", priority=CRITICAL)
-    assert out.dropped == 2 * CRITICAL_MAX + 1, "bounded all the same"
+    assert out.dropped == 2 * KEPT_MAX + 1, "bounded all the same"
     told = []
     for _ in range(BACKLOG_MAX // 4):
         out.flush(4)
         told += [entry["PRIORITY"] for entry in entries(journal)]
-    assert told.count(b"2") == CRITICAL_MAX
+    assert told.count(b"2") == KEPT_MAX
     out.close()
 
 

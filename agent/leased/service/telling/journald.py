@@ -3,9 +3,10 @@
 is too large for one.
 
 Rule: nothing waits for the journal. What comes in is bounded by a rate and a backlog, what cannot
-be written at once is dropped, and what was dropped is counted and said; but for what is CRIT, which
-is kept until the journal takes it, and all behind it for so long. Where there is no journal, the
-sentences go to standard error under the same terms, and at the end what is CRIT and was not taken.
+be written at once is dropped, and what was dropped is counted and said; but for what is CRIT and
+what tells of the log's state, its end included: that is kept until the journal takes it, and all
+behind it for so long. Where there is no journal, the sentences go to standard error under the same
+terms, and at the end what is kept and was not taken.
 
 Does not say what an event means (`narration`), and is never the record: that is the chain.
 """
@@ -53,8 +54,8 @@ IDENTIFIER: Final = "leased"
 BACKLOG_MAX: Final = 8_192
 """Entries that may wait to be written: a burst at its largest, and the agent's own lines."""
 
-CRITICAL_MAX: Final = 64
-"""Of them, so many at CRIT push others out."""
+KEPT_MAX: Final = 64
+"""Of them, so many that are kept push others out."""
 
 AT_ONCE_MAX: Final = 32
 """Entries written between two checkpoints: about half a millisecond."""
@@ -160,7 +161,7 @@ class Journald:
         for _ in range(min(most, len(self._waiting))):
             entry = self._waiting.popleft()
             if not self._write(entry):
-                if _is_critical(entry):
+                if _is_kept(entry):
                     self._waiting.appendleft(entry)
                     return False
                 self.dropped += 1
@@ -190,14 +191,14 @@ class Journald:
         full = len(self._waiting) >= BACKLOG_MAX
         if full:
             self.dropped += 1
-        if not full or (_is_critical(entry) and self._make_room()):
+        if not full or (_is_kept(entry) and self._make_room()):
             self._waiting.append(entry)
         self._arrived.set()
 
     def _make_room(self) -> bool:
-        """Let go of the oldest entry that is not CRIT; whether there are few enough that are."""
-        plain = [at for at, entry in enumerate(self._waiting) if not _is_critical(entry)]
-        if len(self._waiting) - len(plain) >= CRITICAL_MAX:
+        """Let go of the oldest entry that may be lost; whether few enough are left that may not."""
+        plain = [at for at, entry in enumerate(self._waiting) if not _is_kept(entry)]
+        if len(self._waiting) - len(plain) >= KEPT_MAX:
             return False
         del self._waiting[plain[0]]
         return True
@@ -267,8 +268,9 @@ def encode(entry: Fields) -> bytes:
     return b"".join(parts)
 
 
-def _is_critical(entry: Fields) -> bool:
-    return entry.get("PRIORITY") == _CRITICAL
+def _is_kept(entry: Fields) -> bool:
+    """Whoever was told that nothing is granted must be told, too, when it is again."""
+    return entry.get("PRIORITY") == _CRITICAL or "LEASED_LOG_STATE" in entry
 
 
 def _is_said_anew(events: Sequence[Event], index: int) -> bool:
