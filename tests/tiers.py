@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiers of tests, run one after the other in the order of trust, counted and added up.
 
-A tier's tests are dealt to one worker for each processor (pytest-xdist), unless the tier, or the
-test by its mark, is `quiet`: what it judges by the clock, or counts on the host, must not be its
-neighbour's doing.
+A tier's tests are dealt to one worker for each processor (pytest-xdist), and to one more where they
+wait for processes and deadlines a third of their time; unless the tier, or the test by its mark, is
+`quiet`: what it judges by the clock, or counts on the host, must not be its neighbour's doing.
 
 Rule: a tier that should run and collected nothing, did not start, or ran over its time is a failure
 of its own. Every skip is printed with the reason the test gave: what was not proven must be seen.
@@ -41,13 +41,14 @@ _COUNT = re.compile(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", re.MULTILINE
 
 
 class Tier(NamedTuple):
-    """A directory of tests, how long it may take, what it proves, and whether it needs quiet."""
+    """A directory of tests, how long it may take, what it proves, and what its tests are like."""
 
     name: str
     seconds_max: int
     proves: str
     fast: bool = True
     quiet: bool = False
+    waits: bool = False
 
 
 TIERS = (
@@ -59,14 +60,20 @@ TIERS = (
     Tier("scenarios", 60, "what peers got wrong in quotas, queues and preemption, case by case"),
     Tier("contract", 480, "each port's promises, on the fake and on the real thing"),
     Tier("service", 180, "the agent's tasks over fakes"),
-    Tier("collector", 600, "the fleet's side: archive, ingest, witness, over real TLS"),
+    Tier("collector", 600, "the fleet's side: archive, ingest, witness, over real TLS", waits=True),
     Tier("sim", 600, "whole agents in simulated time, with crashes"),
     Tier("native", 300, "the C verbs, and the reaper's own tests under sanitizers", quiet=True),
     Tier("reaper", 300, "the reaper as a process", quiet=True),
     Tier("hardware", 360, "what this host really has; the GPU suite, on the mock", quiet=True),
     Tier("hostile", 300, "holders that will not let go", quiet=True),
     Tier("interop", 180, "other people's Varlink clients and OTLP receivers", quiet=True),
-    Tier("process", 1500, "the installed programs: kill -9, restart, sockets", fast=False),
+    Tier(
+        "process",
+        1500,
+        "the installed programs: kill -9, restart, sockets",
+        fast=False,
+        waits=True,
+    ),
     Tier(
         "spark",
         900,
@@ -79,7 +86,7 @@ TIERS = (
     Tier("powercut", 300, "power cuts, failing and full disks on ext4, xfs and btrfs", fast=False),
     Tier("lossy", 300, "a page cache that forgets, fails and lies, under writer and agent"),
     Tier("adversary", 180, "what root can do to a sealed log, beside journald's and syslog-ng's"),
-    Tier("faults", 1200, "injected faults on the running daemon", fast=False),
+    Tier("faults", 1200, "injected faults on the running daemon", fast=False, waits=True),
     Tier("bench", 300, "that the benchmarks measure what they say", quiet=True),
     Tier("packaging", 300, "the wheel, the units, the configuration, the installer"),
     Tier("vm", 3000, "a whole host: systemd, cgroup v2, NUMA, reboot, power cut", fast=False),
@@ -133,7 +140,8 @@ def parts(
     """The runs of a tier, one after the other: a name, which its report has too, and a command."""
     # What needs the machine skips itself here and says so, unless the machine comes last anyway.
     marks = "not slow" if options.fast else "not vm"
-    workers = ["--numprocesses", str(min(WORKERS_MAX, os.cpu_count() or 1)), "--dist=worksteal"]
+    count = min(WORKERS_MAX, os.cpu_count() or 1) + tier.waits
+    workers = ["--numprocesses", str(count), "--dist=worksteal"]
     modules = (TESTS / tier.name).rglob("test_*.py")
 
     def pytest(name: str, *more: str) -> tuple[str, list[str]]:
