@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 from leased.ctl import render
@@ -85,7 +86,7 @@ def _text(value: object) -> str:
         return ", ".join(f"{_title(k)} {_text(one)}" for k, one in value.items()) or "none"
     if isinstance(value, (list, tuple)):
         return _list(value)
-    return str(value)
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 def _list(values: Iterable[object]) -> str:

@@ -7,6 +7,7 @@ from decimal import Decimal
 from fractions import Fraction
 from random import Random
 
+import msgspec
 import pytest
 from msgspec import UnsetType
 
@@ -14,19 +15,22 @@ from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.node_costs import node_costs
 from leased.collector.accounts.periods import Window
 from leased.collector.metering.reference import Chain, ReferenceSource
-from leased.collector.metering.sources import NodeAmount
+from leased.collector.metering.sources import Held, NodeAmount, Quiet
+from leased.collector.planning import capacity
 from leased.economics.attribution import Spread
 from leased.economics.contracts import CardVersion, Terms
 from leased.economics.hourly import HOUR_NS
-from leased.economics.pools import Pool
+from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import DEFAULT_CARD, RateCard
-from leased.terms.lease import AccountingTag
+from leased.terms.lease import AccountingTag, Priority
+from leased.terms.moment import NS_PER_S
 from leased.terms.resource import Allotment, ResourceKind
-from tests.doubles.accounts import GIB, JANUARY_HOURS, JANUARY_NS, WrittenSource
+from tests.doubles.accounts import GIB, JANUARY_HOURS, JANUARY_NS, NODE, WrittenSource
 from tests.doubles.economics_history import History, subject
 
 CPU, MEM, BLOCK = ResourceKind.CPU, ResourceKind.MEM, ResourceKind.BLOCK
 CORE_HOUR = 1000 * HOUR_NS
+ONE_HOUR = Window(JANUARY_NS, JANUARY_NS + HOUR_NS)
 
 
 def test_what_is_below_zero_stands_by_itself_and_the_parts_are_all() -> None:
@@ -109,3 +113,39 @@ def test_what_the_infrastructure_cost_is_one_number_and_its_parts_add_up(seed: i
     for one in told.nodes:
         parts_of = (one.tenant_cost, one.teardown_cost, one.fenced_cost, one.idle_cost)
         assert sum(parts_of) + one.unattributed_negative == one.provisioned_cost
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_columns_add_up_to_what_is_told_of_all_nodes(seed: int) -> None:
+    dice, source = Random(seed), WrittenSource()
+    cent = UNIT[CPU] * NS_PER_S * 5  # at 0.002 a second
+    exact: dict[str, list[Fraction]] = {}
+    for node in ("a", "b", "c", "d", "e"):
+        parts = [dice.randrange(40 * cent) for _ in range(4)] + [-dice.randrange(3 * cent)]
+        source.by_node.append(NodeAmount(node, CPU, None, sum(parts), *parts))
+        exact[node] = [Fraction(part, cent) / 100 for part in parts]
+    card = RateCard(DEFAULT_CARD.rates, "USD", 2)
+    told = node_costs(Accounts(source, Terms((CardVersion(0, card),), card)), ONE_HOUR)
+    assert sum(one.provisioned_cost for one in told.nodes) == told.provisioned_cost
+    assert sum(one.idle_cost for one in told.nodes) == told.idle_cost
+    missing = sum(one.unattributed_negative for one in told.nodes)
+    assert missing == told.unattributed_negative
+    for one in told.nodes:
+        parts_told = msgspec.structs.astuple(one)[2:]
+        assert sum(parts_told) == one.provisioned_cost
+        for said, part in zip(parts_told, exact[one.node], strict=True):
+            assert abs(Fraction(said) - part) < Fraction(1, 100)
+
+
+def test_an_idle_node_costs_what_its_idle_capacity_costs() -> None:
+    """Also where leases of standard priority are free, or pay half."""
+    source, end_ns = WrittenSource(), NODE.watermark_ns
+    source.now = [Held(NODE.node_id, Pool.PROVISIONED, "", CPU, None, 8_000)]
+    source.stretches = [Quiet(NODE.node_id, end_ns - 2 * HOUR_NS, end_ns)]
+    amount = 8_000 * 2 * HOUR_NS
+    source.by_node = [NodeAmount(NODE.node_id, CPU, None, amount, 0, 0, 0, amount, 0)]
+    for paid_pm in (0, 500, 1000):
+        card = RateCard(DEFAULT_CARD.rates, "USD", 2, ((Priority.STANDARD, paid_pm),))
+        accounts = Accounts(source, Terms((CardVersion(0, card),), card))
+        wasted = capacity.idle(accounts).total_waste_last_7d
+        assert wasted == node_costs(accounts, accounts.last("2h")).idle_cost == Decimal("115.20")

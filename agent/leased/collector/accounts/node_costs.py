@@ -4,9 +4,10 @@
 Rule: a node costs what having its capacity costs (`[infrastructure]` of the terms), held or not;
 what tenants had, teardown, fences and idle are parts of that, and together with what was held
 beyond what there was they are all of it. Idle is never clamped silently: what is below zero is
-`unattributed_negative`. All nodes are rounded together, once, as `cost_answers` rounds them; each
-node's part of that, and each part of a node, by the largest remainder. Where the rows are not what
-the hours say (records were removed since, or more are projected just now) they are not `complete`.
+`unattributed_negative`. All nodes are rounded together, once, as `cost_answers` rounds them; what
+they had is divided by the largest remainder into its parts, and each part so among the nodes. So
+rows and columns add up. Where the rows are not what the hours say (records were removed since, or
+more are projected just now) they are not `complete`.
 
 Does not sweep (`metering.node_amounts`), and nothing is billed from it.
 """
@@ -70,26 +71,31 @@ def node_costs(accounts: Accounts, window: Window) -> NodeCosts:
         for at, amount in enumerate(_parts(one)):
             mine[at] += plain_cost(card, one.kind, one.tier, amount)
     ranked = sorted(sums.items(), key=lambda item: (-item[1][4], item[0]))
+    scale = 10**card.decimals
     whole = [sum((parts[at] for parts in sums.values()), Fraction(0)) for at in range(6)]
-
-    def figures(total: int, costs: list[Fraction]) -> list[Decimal]:
-        told = nearest(total, [cost * 10**card.decimals for cost in costs[1:]])
-        return [Decimal(fixed(amount, card.decimals)) for amount in (total, *told)]
-
     total = rounded(whole[0], card.decimals)
-    totals = nearest(total, [costs[0] * 10**card.decimals for _, costs in ranked])
-    fleet = figures(total, whole)
+    fleet = nearest(total, [cost * scale for cost in whole[1:]])
+    columns = [
+        nearest(part, [costs[at] * scale for _, costs in ranked])
+        for at, part in enumerate(fleet, 1)
+    ]
+
+    def figures(parts: Iterable[int]) -> list[Decimal]:
+        told = list(parts)
+        return [Decimal(fixed(amount, card.decimals)) for amount in (sum(told), *told)]
+
+    everything = figures(fleet)
     begin, end = periods.instant(window.from_ns), periods.instant(window.to_ns)
     return NodeCosts(
         f"{periods.day(window.from_ns)}/{periods.day(window.to_ns)}",
         Interval(begin, end),
         [
-            NodeCost(node, *figures(mine, costs))
-            for mine, (node, costs) in zip(totals, ranked, strict=True)
+            NodeCost(node, *figures(column[row] for column in columns))
+            for row, (node, _) in enumerate(ranked)
         ],
-        fleet[0],
-        fleet[4],
-        fleet[5],
+        everything[0],
+        everything[4],
+        everything[5],
         _is_complete(accounts, window, amounts),
         card.currency,
         accounts.reach(window),
