@@ -19,9 +19,11 @@ import trio
 import trio.testing
 
 from leased.hardware import verbs
+from leased.hardware.config import HardwareConfig
 from leased.ports import Arming
+from leased.service.config import Config, Paths
 from leased.service.reaper import protocol
-from leased.service.reaper.process import find_reaper, spawn_reaper
+from leased.service.reaper.process import ReaperStarter, find_reaper, spawn_reaper
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
@@ -328,6 +330,20 @@ async def test_a_reaper_that_cannot_start_says_why(tmp_path: Path) -> None:
         await spawn_reaper(tmp_path / "absent", tmp_path)
     with pytest.raises(DeviceError, match="exit status 64"):
         await spawn_reaper(find_reaper(), tmp_path, options=("--nonsense",))
+
+
+async def test_why_no_reaper_starts_is_told_once(tmp_path: Path) -> None:
+    """To an operator: whoever asks for a lease is only told that nobody answers."""
+    said: list[str] = []
+    hardware = HardwareConfig(reaper_path=str(tmp_path / "absent"))
+    paths = Paths(runtime_dir=tmp_path / "run")
+    start = ReaperStarter(Config(paths=paths, hardware=hardware), said.append)
+    for _ in range(2):
+        with pytest.raises(DeviceError):
+            await start()
+    [line] = said
+    assert str(tmp_path / "absent") in line
+    assert str(tmp_path / "absent") in start.trouble
 
 
 @needs_root

@@ -272,19 +272,23 @@ CALLED_BY_TESTS: dict[str, str] = {
 
 
 def unused_law(modules: Sequence[Module], mentioned: str) -> Iterator[Finding]:
-    """Every function, class and method is named by another line of ours, as a name or as a string
-    that is one, or in `mentioned`. What only tests call proves nothing of the product: a test that
-    it is right says nothing of whether it is used."""
+    """Every function, class, method and constant is named by another line of ours, as a name or as
+    a string that is one, or in `mentioned`. What only tests call proves nothing of the product: a
+    test that it is right says nothing of whether it is used. Constants of one row (`A, B = 1, 2`)
+    are left out: those are a protocol's, and have their places."""
     named: set[str] = set(re.findall(r"\w+", mentioned))
     for module in modules:
         for node in ast.walk(module.tree):
-            if isinstance(node, ast.Name):
+            if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Store):
                 named.add(node.id)
             elif isinstance(node, ast.Attribute):
                 named.add(node.attr)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 named.add(node.value)
     for module in modules:
+        for line, name in _constants(module):
+            if name not in named:
+                yield Finding(module.path, line, "unused", f"nothing names {name}")
         for node in ast.walk(module.tree):
             if (
                 isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
@@ -293,6 +297,16 @@ def unused_law(modules: Sequence[Module], mentioned: str) -> Iterator[Finding]:
                 and f"{module.name}.{node.name}" not in CALLED_BY_TESTS
             ):
                 yield Finding(module.path, node.lineno, "unused", f"nothing names {node.name}")
+
+
+def _constants(module: Module) -> Iterator[tuple[int, str]]:
+    """What a module gives a name at its top: (line, name)."""
+    for node in module.tree.body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        for target in node.targets if isinstance(node, ast.Assign) else (node.target,):
+            if isinstance(target, ast.Name) and not target.id.startswith("__"):
+                yield node.lineno, target.id
 
 
 _VALUE_NAMES = frozenset(("Struct", "structs", "field", "UNSET", "UnsetType", "Meta", "NODEFAULT"))

@@ -200,9 +200,10 @@ def test_a_dead_module_is_found() -> None:
 
 def test_what_nobody_names_is_found() -> None:
     living = parse("agent/leased/lessor/a.py", "def f() -> None:\n    table['g'](h)")
-    used = parse("agent/leased/lessor/b.py", "def g(): pass\ndef h(): pass\nclass Row: pass")
+    text = "K = 1\nL = K\nM, N = 1, 2\ndef g(): pass\ndef h(): pass\nclass Row: pass"
+    used = parse("agent/leased/lessor/b.py", text)
     found = list(import_law.unused_law((living, used), "leased.lessor.a:f"))
-    assert [finding.what for finding in found] == ["nothing names Row"]
+    assert [finding.what for finding in found] == ["nothing names L", "nothing names Row"]
 
 
 def test_every_law_has_a_breach() -> None:

@@ -42,7 +42,6 @@ from leased.chain.verifier import Verifier
 from leased.terms.errors import ChainError
 
 FORMAT: Final = "leased-evidence/1"
-PAGE_VERDICTS: Final = frozenset(("BAD_RECORD", "BAD_SEAL", "BAD_SIG", "BAD_ROOT"))
 
 
 class Start(msgspec.Struct, frozen=True):

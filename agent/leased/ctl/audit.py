@@ -39,7 +39,6 @@ from leased.wire import parameters, replies
 AUDIT_DIRECTORY = Path("/var/lib/leased/audit")
 GRACE_NS = 30 * NS_PER_S
 STALE = "STALE"
-_DIGITS = frozenset("0123456789abcdef")
 _HASH = re.compile("[0-9a-f]{64}")
 _SIZE = re.compile("[0-9]{0,20}")
 

@@ -19,7 +19,6 @@ from leased.ports import AnchorSlot
 from leased.terms.identity import LogId
 
 ANCHOR: Final = "anchor"
-ANCHOR_BYTES: Final = 8192
 SLOT_BYTES: Final = 4096
 COPY_BYTES: Final = 512
 COPY_OFFSETS: Final = (0, 2048)

@@ -22,7 +22,6 @@ from leased.economics.rates import DEFAULT_CARD, RateCard, check
 from leased.terms.errors import ConfigError
 from leased.terms.resource import ResourceKind
 
-NAME_CHARS_MAX: Final = 64
 NUMBER_MAX: Final = (1 << 63) - 1
 """What is agreed is read by others too, who have no larger integers."""
 

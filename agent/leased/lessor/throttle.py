@@ -23,7 +23,7 @@ THROTTLE_NS = NS_PER_S
 
 TOLD_NS = 30 * NS_PER_S
 """How often it is put on record that a tenant is held back. The collector believes it for longer
-(`views.THROTTLED_NS`), so it does not come and go."""
+(`collector.api.views.THROTTLED_NS`), so it does not come and go."""
 
 KEPT_MAX = 4096
 

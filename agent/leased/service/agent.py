@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import trio
 
@@ -43,7 +42,7 @@ from leased.service.policy.calendar import calendar_at, prices_of
 from leased.service.policy.policies import make_policies
 from leased.service.policy.uplink import make_uplink
 from leased.service.reaper.link import ANSWER_S, ReaperLink
-from leased.service.reaper.process import spawn_configured
+from leased.service.reaper.process import ReaperStarter
 from leased.service.reclaimer import Reclaimer
 from leased.service.sequencer import Held, Sequencer, Told
 from leased.service.telemetry.outlets import Outlets
@@ -60,7 +59,6 @@ from leased.terms.lease import Lease, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import digest
 
-ENTROPY_BYTES = 4096
 REAPER_WAIT_S = 30
 """systemd starts the reaper first; half a minute is a machine that is very busy booting."""
 
@@ -111,9 +109,10 @@ class Agent:
         clock = self.clock
         self.sealer, self.custodian = sealer, Custodian()
         self.devices = Devices(config.hardware, cut_budget_ns=config.timing.cut_ns)
+        self._starter = ReaperStarter(config, self.journald.say)
         self.reaper = ReaperLink(
             config.paths.reaper_socket,
-            restart=None if lifeline.connected else partial(spawn_configured, config),
+            restart=None if lifeline.connected else self._starter,
             lost=self._lose_lease,
             cut=lambda: self.ticker.note_cut(),
             cut_s=config.timing.cut_ns / NS_PER_S + ANSWER_S,
@@ -221,7 +220,8 @@ class Agent:
             await nursery.start(self.reaper.run)
         if waited.cancelled_caught:
             where = self.config.paths.reaper_socket
-            raise StateError(f"no reaper answers at {where}; start leased-reaper.service")
+            why = self._starter.trouble or "start leased-reaper.service"
+            raise StateError(f"no reaper answers at {where}; {why}")
         self.reaper_pid = (await self.reaper.ping()).pid
         self.devices.exempt(self.reaper_pid)
         await self.devices.warm()

@@ -76,8 +76,8 @@ class Closed:
 
     def begin(self, connection: Connection, call: Call, fds: list[int]) -> None:
         """Refuse the call."""
-        for fd in fds:
-            os.close(fd)
+        if fds:
+            connection.dispose(fds)
         if isinstance(call.parameters, _WANTED):
             refusal = Refusal(RefusalReason.AUDIT_UNAVAILABLE, what=self.verdict, requested=1)
             connection.answer(call, encode_reply(call, refusal, self._clock.now()))

@@ -276,12 +276,12 @@ def check(config: Config) -> Config:
     for budget in budgets(config):
         if budget.sum_ns > budget.limit_ns:
             raise ConfigError(f"{budget.limit_key}: {budget.why} ({budget})")
-    for section in (config.timing, config.sockets, config.sequencing, config.journald):
+    for table in ("timing", "sockets", "sequencing"):
+        section = getattr(config, table)
         for name in section.__struct_fields__:
-            if getattr(section, name) < 0 or (getattr(section, name) == 0 and name.endswith("_ns")):
-                raise ConfigError(
-                    f"{_SECTION[type(section)]}.{name.replace('_ns', '')}: must be above zero"
-                )
+            if name.endswith(("_ns", "_max")) and getattr(section, name) <= 0:
+                key = name.replace("_ns", "").replace("_bytes", "")
+                raise ConfigError(f"{table}.{key}: must be above zero")
     if config.sequencing.batch_commands_max > config.sequencing.commands_max:
         raise ConfigError("sequencing.batch_commands_max: above sequencing.commands_max")
     if config.sockets.connections_per_uid_max > config.sockets.connections_max:
@@ -335,9 +335,3 @@ _ABOVE_ZERO: Final = (
     "_per_s",
     *(f"{one}_budget_ns" for one in ("erase", "mig", "rebind", "release", "scan")),
 )
-_SECTION: Final[dict[type[msgspec.Struct], str]] = {
-    Timing: "timing",
-    Sockets: "sockets",
-    Sequencing: "sequencing",
-    JournaldCopy: "journald",
-}

@@ -22,11 +22,17 @@ import pytest
 import trio
 import trio.testing
 
+from leased.hardware.clock import BootClock
 from leased.service.api.disposal import OWED_MAX, Disposal
-from leased.service.config import Sockets
+from leased.service.api.listener import Listener
+from leased.service.closed import Closed
+from leased.service.config import Config, Sockets
+from leased.service.holders import Holders
+from leased.terms.errors import StateError
 from tests.doubles.calling import House, Visitor, memory, message, open_house
 from tests.doubles.serving import descriptors
 from tests.doubles.stuck_files import stuck_files
+from tests.doubles.varlink_calls import described
 
 LINGER_S = 20
 """How long an agent would be held up."""
@@ -197,6 +203,37 @@ async def test_who_owes_many_sends_no_more(
         await other.call("Lease.List")
         assert time.monotonic() - began_s < BRIEF_S, "everybody waited for one that lingers"
         linger.end()
+
+
+async def test_an_agent_that_is_closed_is_held_up_by_nobody(linger: Linger, tmp_path: Path) -> None:
+    """Before Linux 6.5, where users may send what proves them."""
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with door:
+        door.bind(str(tmp_path / "user"))
+        door.listen(64)
+        clock = BootClock()
+        listener = Listener(
+            doors=[(door, described(), False)],
+            dispatch=Closed(StateError("the log cannot be used"), clock),
+            holders=Holders(lambda _command, _deliver=None: None, lambda _lease_id: None),
+            clock=clock,
+            limits=Sockets(),
+            tenant_of=Config().tenant_of,
+        )
+        listener.names_peers = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listener.run)
+            me, other = Visitor(tmp_path / "user"), Visitor(tmp_path / "user")
+            began_s = time.monotonic()
+            acquire = message("Lease.Acquire", resources=memory(), bind="process")
+            send(me, acquire, linger.sock())
+            assert "error" in await me.answer()
+            await other.refused("Lease.List")
+            assert time.monotonic() - began_s < BRIEF_S, "everybody waited for one that lingers"
+            linger.end()
+            nursery.cancel_scope.cancel()
+        me.close()
+        other.close()
 
 
 def test_one_uid_holds_up_no_other(linger: Linger) -> None:

@@ -6,17 +6,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 import trio
 
+from leased.chain.note import NoteKey
 from leased.durable.shelf import Shelf
 from leased.economics.rates import DEFAULT_CARD, Rate, RateCard
 from leased.lessor.lessor import Lessor
 from leased.service.config import Config
 from leased.service.policy.policies import NO_RATE_HASH, Policies
+from leased.service.policy.uplink import make_uplink
 from leased.service.unbroken import Unbroken
+from leased.service.uplink import Collector
 from leased.terms import command as commands
 from leased.terms.command import Command, SetPolicy, TryPolicy
 from leased.terms.errors import ConfigError, InvalidParameter, StateError
@@ -258,6 +263,27 @@ async def test_what_is_handed_in_during_a_reload_is_in_force_behind_it(site: Sit
     assert site.desk.table.rate_hash == DEARER.digest()
     site.boot()
     assert site.in_force == HANDED_IN
+
+
+async def test_a_reload_with_other_rates_does_not_end_the_uplink(site: Site) -> None:
+    """It had named the rates of before, and an error that it does not expect ends the agent."""
+    key = NoteKey("fleet.example", bytes(range(32))).text()
+    agent: Any = SimpleNamespace(
+        config=Config(collector=Collector("https://collector.example", policy_key=key)),
+        node=b"n" * 16,
+        clock=site.clock,
+        policies=site.policies,
+        sequencer=SimpleNamespace(lessor=site.desk.lessor),
+        say=site.said.append,
+        _operator=lambda: OPERATOR,
+    )
+    uplink = make_uplink(agent)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(site.reload, lambda: Config(policy=CONFIGURED, rates=DEARER))
+        await turns(2)
+        nursery.start_soon(uplink._put, HANDED_IN)
+    assert site.in_force == HANDED_IN
+    assert site.desk.table.rate_hash == DEARER.digest()
 
 
 @pytest.mark.parametrize("passed", [0, 2, 5, 10, 15, 20])

@@ -58,6 +58,7 @@ def test_an_endpoint_that_cannot_be_meant_is_refused(url: str) -> None:
         ('ca = "ca.pem"', "telemetry.ca: must be absolute"),
         ('job_mapping_dir = "jobs"', "telemetry.job_mapping_dir: must be absolute"),
         ("leases_max = 0", "telemetry.leases_max"),
+        ('buffer_max = "0B"', "telemetry.buffer_max:"),
         ('buffer_max = "0MiB"', "telemetry.buffer"),
         ('endpoit = "https://a"', "endpoint"),
     ],

@@ -44,7 +44,6 @@ from leased.terms.resource import ResourceKind, TierKind
 
 WEEK: Final = "7d"
 MINUTE_NS: Final = 60 * NS_PER_S
-ALL_OF_A_YEAR_H: Final = 8_760
 
 
 class Soft(msgspec.Struct, frozen=True):

@@ -20,16 +20,14 @@ import msgspec
 from leased.terms.errors import DeviceError
 
 IDENTIFY_NAMESPACE, IDENTIFY_CONTROLLER, ACTIVE_LIST = 0x00, 0x01, 0x02
-DESCRIPTORS = 0x03
 ALLOCATED_LIST, ALLOCATED_NAMESPACE = 0x10, 0x11
-ATTACHED_CONTROLLERS, CONTROLLER_LIST = 0x12, 0x13
+ATTACHED_CONTROLLERS = 0x12
 LOG_SMART, LOG_EFFECTS, LOG_SANITIZE = 0x02, 0x05, 0x81
 EFFECTS_BYTES, SMART_BYTES, SANITIZE_BYTES = 4096, 512, 512
 EVERY_NAMESPACE = 0xFFFFFFFF
 
 _FORMAT, _SANITIZE, _MANAGE, _ATTACH = 0x80, 0x84, 0x0D, 0x15
 _SUPPORTED = 1
-_ONCS_WRITE_ZEROES = 1 << 3
 _FNA_FORMAT_ALL, _FNA_ERASE_ALL, _FNA_CRYPTO = 1, 2, 4
 _SMART_SPARE, _SMART_RELIABILITY, _SMART_READ_ONLY, _SMART_BACKUP = 1, 4, 8, 16
 
@@ -61,7 +59,6 @@ class Drive(msgspec.Struct, frozen=True, array_like=True):
     """What a controller can do. `erases`: (way, whether it reaches every namespace)."""
 
     erases: tuple[tuple[Erase, bool], ...] = ((Erase.ZERO, False),)
-    writes_zeroes: bool = False
     manages: bool = False
     attaches: bool = False
 
@@ -94,7 +91,7 @@ class Sanitizing(enum.IntEnum):
 
 def read_drive(controller: bytes, effects: bytes) -> Drive:
     """From Identify Controller and the log of supported commands ("" if the drive has none)."""
-    sanicap, oncs, fna = *struct.unpack_from("<I", controller, 328), *_oncs_fna(controller)
+    [sanicap], fna = struct.unpack_from("<I", controller, 328), controller[524]
     erases: list[tuple[Erase, bool]] = []
     if _supports(effects, _FORMAT):
         erases.append((Erase.FORMAT, bool(fna & (_FNA_FORMAT_ALL | _FNA_ERASE_ALL))))
@@ -104,15 +101,8 @@ def read_drive(controller: bytes, effects: bytes) -> Drive:
         erases += [(way, True) for way, bit in _SANICAP.items() if sanicap & bit]
     erases.append((Erase.ZERO, False))
     return Drive(
-        tuple(sorted(erases)),
-        bool(oncs & _ONCS_WRITE_ZEROES),
-        _supports(effects, _MANAGE),
-        _supports(effects, _ATTACH),
+        tuple(sorted(erases)), _supports(effects, _MANAGE), _supports(effects, _ATTACH)
     )
-
-
-def _oncs_fna(controller: bytes) -> tuple[int, int]:
-    return struct.unpack_from("<H", controller, 520)[0], controller[524]
 
 
 def _supports(effects: bytes, opcode: int) -> bool:

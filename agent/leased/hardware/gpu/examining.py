@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examining: which GPUs the driver has, and each described, in a worker.
+"""Examining: which GPUs the driver and the bus have, and the questions that several verbs ask of
+one (its health, its memory in use), in a worker.
 
-Rule: a GPU that fails is a fault beside the others' answers. What a driver or a model cannot say is
-named (`Gpu.unanswered`); what it fails to say is a fault.
+Rule: a GPU that fails is named beside the others, and what the driver has no words for is told
+apart from what it failed to say.
 
-Does not judge what it finds.
+Does not describe a GPU whole (`describing`) and does not judge what it finds (`health`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from leased.hardware.gpu import nvml
 from leased.hardware.gpu.calls import Bus, Listed, Listing, Where
@@ -20,7 +20,6 @@ from leased.hardware.gpu.nodes import parse_majors
 from leased.hardware.sysfs import list_names, read_text
 from leased.terms.errors import DeviceError
 
-T = TypeVar("T")
 _NVIDIA = "0x10de"
 
 

@@ -17,7 +17,7 @@ from leased.service.api.sending import Letter, send_many
 
 
 class Sender(Protocol):
-    """Who has something to send. `service.connection` is one. Nothing here raises."""
+    """Who has something to send. `connection.Connection` is one. Nothing here raises."""
 
     closed: bool
 

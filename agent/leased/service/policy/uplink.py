@@ -21,6 +21,7 @@ from leased.chain.policy_note import open_policy, parse_key
 from leased.ports import Clock
 from leased.service.evidence import NO_COMMAND
 from leased.service.policy.exchange import ExchangeFailed, Offer, PolicyExchange
+from leased.service.policy.policies import NO_RATE_HASH
 from leased.service.policy.waiting import waiting_text
 from leased.service.uplink import Collector
 from leased.terms.command import SetPolicy
@@ -137,7 +138,8 @@ def make_uplink(agent: Agent) -> PolicyUplink:
     table = agent.sequencer.lessor.table
 
     async def put(policy: Policy) -> object:
-        hashes = digest(policy), agent.config.rates.digest()
+        # No rate card is named: it would be compared with that of a reload under way.
+        hashes = digest(policy), NO_RATE_HASH
         return await agent.policies.set(SetPolicy(NO_COMMAND, agent._operator(), policy, *hashes))
 
     return PolicyUplink(

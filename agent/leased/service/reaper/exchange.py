@@ -138,10 +138,8 @@ class Exchange:
         assert self._restart is not None
         try:
             await self._restart()
-        except DeviceError:
-            await trio.sleep(
-                RECONNECT_S
-            )  # tried again with the next connection; callers time out meanwhile
+        except DeviceError:  # whoever starts it says so; callers time out meanwhile
+            await trio.sleep(RECONNECT_S)
 
     async def _serve(self, sock: socket.socket) -> None:
         """Use one connection until it breaks."""

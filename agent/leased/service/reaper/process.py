@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -78,12 +78,28 @@ async def spawn_reaper(binary: Path, runtime_dir: Path, *, options: Sequence[str
     return True
 
 
-async def spawn_configured(config: Config) -> bool:
-    """As `spawn_reaper`, with the binary, the directory and the budgets of the configuration."""
-    named, timing = config.hardware.reaper_path, config.timing
-    options = (
-        f"--kill-ms={timing.cut_ns // NS_PER_MS}",
-        f"--backstop-ms={timing.backstop_ns // NS_PER_MS}",
-    )
-    binary = Path(named) if named else find_reaper()
-    return await spawn_reaper(binary, config.paths.runtime_dir, options=options)
+class ReaperStarter:
+    """`spawn_reaper` with the binary, the directory and the budgets of the configuration. Why one
+    did not start is kept in `trouble` and said, once for each reason."""
+
+    def __init__(self, config: Config, say: Callable[[str], None]) -> None:
+        self._config = config
+        self._say = say
+        self.trouble = ""
+
+    async def __call__(self) -> None:
+        """Start one. Raises DeviceError."""
+        named, timing = self._config.hardware.reaper_path, self._config.timing
+        options = (
+            f"--kill-ms={timing.cut_ns // NS_PER_MS}",
+            f"--backstop-ms={timing.backstop_ns // NS_PER_MS}",
+        )
+        try:
+            binary = Path(named) if named else find_reaper()
+            await spawn_reaper(binary, self._config.paths.runtime_dir, options=options)
+        except DeviceError as error:
+            if str(error) != self.trouble:
+                self._say(f"no reaper could be started ({error}): nothing is granted or renewed")
+            self.trouble = str(error)
+            raise
+        self.trouble = ""

@@ -16,7 +16,6 @@ from typing import Final
 from leased.terms.sample import Sample
 from leased.terms.series import SERIES, Series
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _UNITS: Final = {
     "By": "bytes",
     "By/s": "bytes_per_second",

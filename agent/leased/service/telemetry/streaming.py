@@ -88,7 +88,8 @@ def check(streaming: Streaming) -> Streaming:
     """Return it if it can be meant. Raises ConfigError."""
     for name in streaming.__struct_fields__:
         if name.endswith(("_ns", "_max")) and getattr(streaming, name) <= 0:
-            raise ConfigError(f"telemetry.{name.replace('_ns', '')}: must be above zero")
+            key = name.replace("_ns", "").replace("_bytes", "")
+            raise ConfigError(f"telemetry.{key}: must be above zero")
     if streaming.interval_ns < INTERVAL_NS_MIN:
         raise ConfigError("telemetry.interval: at least 1s")
     if bool(streaming.certificate) != bool(streaming.key):
