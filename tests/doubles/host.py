@@ -112,6 +112,29 @@ def foreign_hugepages(pages: int) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def charged_hugepages() -> Iterator[Path]:
+    """A cgroup whose processes' hugepages are counted, as those of the agent's unit are. Whoever is
+    in it at the end leaves it."""
+    unified, _ = find_mounts(read_names("/proc/self/mountinfo"))
+    if os.geteuid() != 0 or unified is None or "hugetlb" not in v2_controllers():
+        not_proven("whose hugepages are missing", "needs root and hugetlb in cgroup2")
+    Path(unified, "cgroup.subtree_control").write_text("+hugetlb")
+    cgroup = Path(unified, f"leased-test-{os.getpid()}-charged")
+    cgroup.mkdir()
+    try:
+        yield cgroup
+    finally:
+        for _ in range(300):  # whoever was killed leaves it late
+            for pid in (cgroup / "cgroup.procs").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    Path(unified, "cgroup.procs").write_text(pid)
+            with contextlib.suppress(OSError):
+                cgroup.rmdir()
+                break
+            select.select([], [], [], 0.01)
+
+
 def handed(devices: Hands, lease: Lease, fds: Sequence[int]) -> list[int]:
     """The descriptors that the holder of a lease gets."""
     return [fd for _, fd in devices.handout(lease, fds)]

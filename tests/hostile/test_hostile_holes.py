@@ -12,9 +12,6 @@ from collections.abc import Iterator
 import pytest
 
 from leased.hardware.devices import Devices
-from leased.ports import Prepared
-from leased.terms.lease import Lease
-from leased.terms.teardown import ProofReport, ScrubReport
 from tests.doubles.host import (
     HUGEPAGE_BYTES,
     foreign_hugepages,
@@ -23,8 +20,8 @@ from tests.doubles.host import (
     hugepages,
     real_devices,
 )
-from tests.doubles.leases import lease, memory
 from tests.doubles.tenant import tenant
+from tests.hostile.pools import fenced_pages, grant, huge
 
 FOREIGN = 4
 KEEP_SIZE_AND_PUNCH = 0x01 | 0x02
@@ -39,26 +36,6 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_
 def devices() -> Iterator[Devices]:
     with hugepages(POOL_PAGES), foreign_hugepages(FOREIGN), real_devices() as real:
         yield real
-
-
-def huge(pages: int) -> Lease:
-    return lease(memory(pages * HUGEPAGE_BYTES, HUGEPAGE_BYTES))
-
-
-async def grant(devices: Devices, one: Lease) -> Prepared:
-    [made] = await devices.prepare_many([one])
-    assert isinstance(made, Prepared), made
-    return made
-
-
-async def unproven(devices: Devices, one: Lease, made: Prepared) -> int:
-    """How many pages are fenced at its end."""
-    [scrub] = await devices.scrub_many([(one, made.fds)])
-    [proof] = await devices.prove_many([(one, made.fds)])
-    assert isinstance(scrub, ScrubReport) and isinstance(proof, ProofReport), (scrub, proof)
-    for fd in made.fds:
-        os.close(fd)
-    return sum(allotment.capacity for allotment in proof.unproven) // HUGEPAGE_BYTES
 
 
 def punch(fd: int) -> None:
@@ -84,11 +61,11 @@ async def test_a_hole_that_comes_and_goes_has_no_page_of_anybody_fenced(devices:
     for _ in range(3):
         witness, victim = huge(2), huge(2)
         punch(fd)
-        fenced.append(await unproven(devices, witness, await grant(devices, witness)))
+        fenced.append(await fenced_pages(devices, witness, await grant(devices, witness)))
         take_again(fd)
-        fenced.append(await unproven(devices, victim, await grant(devices, victim)))
+        fenced.append(await fenced_pages(devices, victim, await grant(devices, victim)))
     os.close(fd)
-    fenced.append(await unproven(devices, puncher, made))
+    fenced.append(await fenced_pages(devices, puncher, made))
     assert fenced == [0] * len(fenced)
     assert free_hugepages() == before
 
@@ -101,5 +78,5 @@ async def test_foreign_pages_that_come_back_are_believed_beside_whole_leases() -
             made, pinned = await grant(devices, beside), await grant(devices, pinner)
         with tenant("second:pipe_page", handed(devices, pinner, pinned.fds)) as holder:
             holder.cut()
-            assert await unproven(devices, pinner, pinned) == 1
-        assert await unproven(devices, beside, made) == 0
+            assert await fenced_pages(devices, pinner, pinned) == 1
+        assert await fenced_pages(devices, beside, made) == 0

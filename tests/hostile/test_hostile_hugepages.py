@@ -15,7 +15,6 @@ import trio
 from leased.hardware.devices import Devices
 from leased.ports import Prepared
 from leased.terms.errors import DeviceError
-from leased.terms.lease import Lease
 from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
 from tests.doubles.host import (
     HUGEPAGE_BYTES,
@@ -25,8 +24,8 @@ from tests.doubles.host import (
     hugepages,
     real_devices,
 )
-from tests.doubles.leases import lease, memory
 from tests.doubles.tenant import tenant
+from tests.hostile.pools import grant, huge, reclaim, unproven_pages
 from tests.hostile.verdicts import PLACE, Verdict, record
 
 POOL_PAGES = 8
@@ -38,30 +37,6 @@ SLOW_PAGES = 128
 def devices() -> Iterator[Devices]:
     with hugepages(POOL_PAGES), real_devices() as real:
         yield real
-
-
-def huge(pages: int) -> Lease:
-    return lease(memory(pages * HUGEPAGE_BYTES, HUGEPAGE_BYTES))
-
-
-async def grant(devices: Devices, one: Lease) -> Prepared:
-    [made] = await devices.prepare_many([one])
-    assert isinstance(made, Prepared), made
-    return made
-
-
-async def reclaim(devices: Devices, one: Lease, made: Prepared) -> tuple[ScrubReport, ProofReport]:
-    [scrub] = await devices.scrub_many([(one, made.fds)])
-    [proof] = await devices.prove_many([(one, made.fds)])
-    assert isinstance(scrub, ScrubReport) and isinstance(proof, ProofReport), (scrub, proof)
-    for fd in made.fds:
-        assert (os.fstat(fd).st_size, os.fstat(fd).st_blocks) == (0, 0)
-        os.close(fd)
-    return scrub, proof
-
-
-def unproven_pages(proof: ProofReport) -> int:
-    return sum(allotment.capacity for allotment in proof.unproven) // HUGEPAGE_BYTES
 
 
 async def test_pages_leave_the_pool_and_come_back(devices: Devices) -> None:

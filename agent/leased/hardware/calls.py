@@ -165,14 +165,16 @@ class Counted(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
 
 
 class Cleaned(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
-    """What a scrub did. Of a pool: its counters just before the truncation, and how many of the
-    lease's hugepages did not come back at once."""
+    """What a scrub did. Of a pool: its counters just before the truncation, how many of the lease's
+    hugepages did not come back at once, and of how many the kernel's own account says that they
+    did, whoever took others meanwhile."""
 
     scrubbed_bytes: int
     clean: bool
     steps: tuple[StepReport, ...]
     before: Counted | None = None
     short_pages: int = 0
+    freed_pages: int = 0
 
 
 class Leafed(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):

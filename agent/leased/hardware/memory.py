@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
 
 from leased.hardware.calls import CgroupFacts, Counted, Pool, Surveyed
-from leased.hardware.cgroup import why_missing
+from leased.hardware.cgroup import find_mounts, read_names, why_missing
 from leased.hardware.config import HardwareConfig
 from leased.hardware.nodes import Node, Origin, read_nodes
-from leased.hardware.sysfs import read_int
+from leased.hardware.sysfs import read_int, read_text
 from leased.hardware.tiers import Classified, classify
 from leased.terms.errors import DeviceError
 from leased.terms.resource import Absence, Resource, ResourceKind
@@ -69,6 +71,29 @@ def read_pool(pool: Pool, root: Path = Path("/")) -> Counted:
     if total is None or free is None:
         raise DeviceError("pool_count", errno.ENOENT, str(directory))
     return Counted(total, free)
+
+
+def read_charge(pool: Pool) -> int:
+    """How many bytes of the pool are charged to the cgroup of this process; 0 where nobody counts
+    them: in the root, or where its parent hands the controller to no child."""
+    size, unit = pool.page_bytes >> 10, "KB"
+    for larger in ("MB", "GB"):
+        size, unit = (size >> 10, larger) if size >> 10 else (size, unit)
+    try:
+        own = _own_cgroup(read_names("/proc/self/cgroup"))
+        told = read_text(Path(own, f"hugetlb.{size}{unit}.numa_stat")) if own else None
+    except (OSError, DeviceError):
+        return 0
+    on_node = re.search(rf" N{pool.node}=([0-9]+)", told or "")
+    return int(on_node[1]) if on_node else 0
+
+
+@lru_cache(maxsize=1)
+def _own_cgroup(told: str) -> str:
+    """Where the cgroup2 is that /proc/self/cgroup tells of; "" where there is none."""
+    unified, _ = find_mounts(read_names("/proc/self/mountinfo"))
+    path = next((line[3:] for line in told.split("\n") if line.startswith("0::")), "")
+    return f"{unified}{path}" if unified and path else ""
 
 
 def _resources(node: Node, classified: Classified, config: HardwareConfig) -> list[Resource]:

@@ -8,6 +8,8 @@ a page that is missing cannot be promised to anybody. The sum is conserved, so n
 lease (punching a hole, pinning a page elsewhere) makes room that is not there. A hole is its
 holder's: what is in use less than the sum may be a page that a lease has given up for a moment, so
 no more of it is believed to be others' that came back than leases with holes could have given up.
+Nor is a lease blamed for more than it can have kept: anybody may take pages from a pool, but those
+are charged to whoever took them, and a lease's to our workers.
 
 All calls of one pool go through one worker in order, and this ledger is kept from its answers in
 that order: it is exact at each count. Does not decide what fencing is.
@@ -41,6 +43,9 @@ class PoolLedger:
 
         self._punched: set[Piece] = set()
         self._short: dict[Piece, int] = {}
+        self._kept: dict[Piece, int] = {}
+        """How many of a lease's pages are not seen to have come back, at most."""
+
         self._doubts = 0
         self.written_off = 0
         self.foreign = counted.total_pages - counted.free_pages
@@ -74,6 +79,8 @@ class PoolLedger:
         pages = self._let_go(piece)
         if cleaned.short_pages:
             self._short[piece] = min(cleaned.short_pages, pages)
+        if pages:
+            self._kept[piece] = max(pages - cleaned.freed_pages, 0)
 
     def release(self, piece: Piece) -> None:
         """What was just given was closed again, unused."""
@@ -87,6 +94,8 @@ class PoolLedger:
         """As `write_off`, of everything that these leases hold."""
         for piece in [piece for piece in self._held if piece[0] in lease_ids]:
             self.write_off(piece)
+        for piece in [piece for piece in self._kept if piece[0] in lease_ids]:
+            del self._kept[piece]
 
     def close(self) -> None:
         """At the end."""
@@ -130,11 +139,17 @@ class PoolLedger:
             self.written_off -= min(back - foreign_back, self.written_off)
         return max(drift, 0)
 
+    def in_doubt(self, pieces: Sequence[tuple[Piece, int]], counted: Counted) -> int:
+        """How many of the pages of these could be among the missing."""
+        missing = self.missing(counted)
+        return min(missing, sum(self._kept.get(piece, pages) for piece, pages in pieces))
+
     def blame(self, pieces: Sequence[tuple[Piece, int]], counted: Counted) -> dict[Piece, int]:
         """Write off what is missing: (piece, its pages) are those being proven; how many pages of
         which are not."""
         missing = self.missing(counted)
         blamed: dict[Piece, int] = {}
+        pieces = [(piece, self._kept.get(piece, pages)) for piece, pages in pieces]
         shares = [(piece, min(self._short.pop(piece, 0), pages)) for piece, pages in pieces]
         for candidates in (shares, pieces):
             for piece, pages in candidates:

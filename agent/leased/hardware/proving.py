@@ -184,18 +184,18 @@ class Prover:
         failed: dict[int, DeviceError],
     ) -> None:
         """Wait until the pool is whole; past the settle budget name the pages that are missing."""
+        keys = [((cases[at].lease.lease_id, piece.index), piece.pages) for at, piece in parts]
         try:
             ledger = await self._ledgers.of(pool)
             while True:
                 counted = await self._ledgers.count(pool)
                 # No await between the count and its use: the ledger is as of that count.
-                if ledger.missing(counted) == 0 or _now_ns() >= end_ns:
+                if ledger.in_doubt(keys, counted) == 0 or _now_ns() >= end_ns:
                     break
                 await trio.sleep(_AGAIN_NS / _NS_PER_S)
         except DeviceError as error:
             failed.update(dict.fromkeys((at for at, _ in parts), error))
             return
-        keys = [((cases[at].lease.lease_id, piece.index), piece.pages) for at, piece in parts]
         blamed = ledger.blame(keys, counted)
         for (at, piece), (key, _) in zip(parts, keys, strict=True):
             pages = blamed.get(key, 0)

@@ -23,7 +23,7 @@ from typing import Protocol
 
 from leased.hardware import exclusion, occupants, parallel, verbs
 from leased.hardware.calls import Batch, Cleaned, Counted, Pool, Scrub
-from leased.hardware.memory import read_pool
+from leased.hardware.memory import read_charge, read_pool
 from leased.hardware.occupants import Inode, Occupant, Sought
 from leased.terms.errors import DeviceError
 from leased.terms.teardown import StepReport, TeardownStep
@@ -36,6 +36,7 @@ PASS_BUDGET_NS = 2_000_000_000
 """What each pass adds to the time of the search. They share it: on a host that is short of
 processor, one pass may need what all were given."""
 _ALIGN_BYTES = 2 << 20
+_BLOCK_BYTES = 512
 _CHILD_TOLD = 16
 """Bytes that the child writes: overwritten and residue, 8 each."""
 
@@ -159,6 +160,7 @@ def _is_reaper(pid: int, reaper_path: str) -> bool:
 def _clean(one: _One, batch: Batch) -> Cleaned:
     """Overwrite, read back, truncate. The truncation happens whatever went before: it ends access
     for everybody who maps the memory still."""
+    blocks = os.fstat(one.fd).st_blocks
     try:
         overwritten = residue = 0
         began_ns = now_ns()
@@ -173,7 +175,7 @@ def _clean(one: _One, batch: Batch) -> Cleaned:
         _report(one, TeardownStep.SCRUB, failed, began_ns, overwritten)
         residue_errno = failed or (errno.EIO if residue else 0)
         _report(one, TeardownStep.READ_BACK, residue_errno, began_ns, residue)
-        before, short_pages = _truncate(one)
+        before, short_pages, freed_pages = _truncate(one, blocks)
         if one.kept is not None and not exclusion.held(one.kept):
             # Somebody waits to open it. What they get is empty and cannot grow, but they are
             # strangers with a reference, and are dealt with as such.
@@ -184,7 +186,7 @@ def _clean(one: _One, batch: Batch) -> Cleaned:
         if one.kept is not None:
             os.close(one.kept)
     clean = all(step.errno == 0 for step in one.steps)
-    return Cleaned(overwritten, clean, tuple(one.steps), before, short_pages)
+    return Cleaned(overwritten, clean, tuple(one.steps), before, short_pages, freed_pages)
 
 
 def _overwrite(one: _One) -> tuple[int, int]:
@@ -226,22 +228,33 @@ def _overwrite_in_child(one: _One) -> tuple[int, int]:
     return int.from_bytes(told[:8], "little"), int.from_bytes(told[8:], "little")
 
 
-def _truncate(one: _One) -> tuple[Counted | None, int]:
-    """Give the pages up; the pool's counters before, and how many did not come back at once."""
+def _truncate(one: _One, blocks: int) -> tuple[Counted | None, int, int]:
+    """Give the pages up; the pool's counters before, how many did not come back at once, and how
+    many did for certain. The file had so many blocks before we filled its holes.
+
+    A lease's pages are charged to us who made them, to the end, whoever maps or pins them; what
+    anybody else takes of the pool is charged to whoever takes it."""
     began_ns = now_ns()
     pool = one.call.pool
-    before = _count(pool)
+    filled_bytes = (os.fstat(one.fd).st_blocks - blocks) * _BLOCK_BYTES
+    before, charged = _count(pool), _charge(pool)
     try:
         blocks_left = verbs.truncate_memory(one.fd)
         failed = errno.EBUSY if blocks_left else 0
     except DeviceError as error:
         blocks_left, failed = 0, error.errno
     _report(one, TeardownStep.TRUNCATE, failed, began_ns, blocks_left)
+    freed_bytes = charged - _charge(pool) - filled_bytes
     after = _count(pool)
     if pool is None or before is None or after is None:
-        return before, 0
+        return before, 0, 0
     came_back = after.free_pages - before.free_pages
-    return before, max(one.call.size_bytes // pool.page_bytes - came_back, 0)
+    short_pages = one.call.size_bytes // pool.page_bytes - came_back
+    return before, max(short_pages, 0), max(freed_bytes // pool.page_bytes, 0)
+
+
+def _charge(pool: Pool | None) -> int:
+    return 0 if pool is None else read_charge(pool)
 
 
 def _count(pool: Pool | None) -> Counted | None:

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from leased.hardware.devices import Devices
+from tests.doubles.gpu_host import gpu_devices, mock_machine
 from tests.doubles.host import not_proven
 from tests.hostile.cuda_process import Holder, holder
 from tests.mocks.nvml.control import Machine, Unavailable
@@ -94,3 +96,16 @@ def gpus(request: pytest.FixtureRequest) -> Iterator[Gpus]:
     if "error" in seen:
         not_proven("that a real GPU behaves as the mock does", "no GPU here")
     yield real
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """Two mock H100; some modules have one of their own."""
+    with mock_machine(["H100", "H100"]) as one:
+        yield one
+
+
+@pytest.fixture
+def devices(machine: Machine) -> Iterator[Devices]:
+    with gpu_devices(machine) as real:
+        yield real

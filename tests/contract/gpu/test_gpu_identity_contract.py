@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,10 +14,8 @@ from leased.terms.errors import DeviceError
 from tests.doubles.gpu_host import (
     Holder,
     cut,
-    gpu_devices,
     gpu_lease,
     grant,
-    mock_machine,
     reclaim,
     start,
 )
@@ -27,18 +24,6 @@ from tests.mocks.nvml.control import Machine
 pytestmark = pytest.mark.quiet
 
 GIB = 1 << 30
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    with mock_machine(["H100", "H100"]) as one:
-        yield one
-
-
-@pytest.fixture
-def devices(machine: Machine) -> Iterator[Devices]:
-    with gpu_devices(machine) as real:
-        yield real
 
 
 def reload_swapped(machine: Machine, *names: str) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -24,7 +23,6 @@ from tests.doubles.gpu_host import (
     gpu_devices,
     gpu_lease,
     grant,
-    mock_machine,
     reclaim,
     start,
     step_of,
@@ -35,18 +33,6 @@ pytestmark = pytest.mark.quiet
 
 GIB = 1 << 30
 CLOSED, OPEN = "2", "0"
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    with mock_machine(["H100", "H100"]) as one:
-        yield one
-
-
-@pytest.fixture
-def devices(machine: Machine) -> Iterator[Devices]:
-    with gpu_devices(machine) as real:
-        yield real
 
 
 def gpus_of(inventory: Inventory) -> dict[str, Resource]:

@@ -44,12 +44,6 @@ def machine() -> Iterator[Machine]:
         yield one
 
 
-@pytest.fixture
-def devices(machine: Machine) -> Iterator[Devices]:
-    with gpu_devices(machine) as real:
-        yield real
-
-
 def mig_lease(uuid: str, share: int) -> Lease:
     return lease(Allotment(f"gpu:{uuid}", ResourceKind.GPU, None, share), pid=0)
 

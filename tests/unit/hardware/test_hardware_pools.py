@@ -48,8 +48,8 @@ def counted(in_use: int, total: int = TOTAL) -> Counted:
     return Counted(total, total - in_use)
 
 
-def cleaned(in_use_before: int, short: int = 0) -> Cleaned:
-    return Cleaned(0, True, (), counted(in_use_before), short)
+def cleaned(in_use_before: int, short: int = 0, freed: int = 0) -> Cleaned:
+    return Cleaned(0, True, (), counted(in_use_before), short, freed)
 
 
 def test_a_lease_that_gave_everything_back_is_not_blamed() -> None:
@@ -162,3 +162,39 @@ def test_exactly_what_is_pinned_is_blamed(plan: list[tuple[int, int]]) -> None:
         blamed = ledger.blame([(key(number), pages)], counted(pinned, total))
         assert blamed == ({key(number): pins} if pins else {})
     assert ledger.written_off == pinned
+
+
+def test_who_is_known_to_have_kept_nothing_is_blamed_for_nothing() -> None:
+    """Three pages were taken by somebody without a lease; of two others nobody knows whose."""
+    ledger = PoolLedger(counted(0))
+    for number in (1, 2):
+        hold(ledger, number, 4)
+    ledger.give_back(key(1), cleaned(8 + 3, short=1, freed=4))
+    assert ledger.in_doubt([(key(1), 4)], counted(4 + 3)) == 0
+    assert ledger.blame([(key(1), 4)], counted(4 + 3)) == {}
+    ledger.give_back(key(1), cleaned(4 + 3))  # scrubbed once more: nothing is learnt
+    assert ledger.blame([(key(1), 4)], counted(4 + 3)) == {}
+    ledger.give_back(key(2), cleaned(4 + 3, short=2, freed=2))
+    pieces = [(key(1), 4), (key(2), 4)]
+    assert ledger.in_doubt(pieces, counted(3 + 2)) == 2
+    assert ledger.blame(pieces, counted(3 + 2)) == {key(2): 2}
+
+
+def test_what_one_lease_hides_for_another_is_fenced_at_its_own_end() -> None:
+    """Its tenant gave pages up while the other was given back, so that these seemed to come from
+    there, where as many are pinned."""
+    ledger, pinned = PoolLedger(counted(0)), 2
+    for number in (1, 2):
+        hold(ledger, number, 4)
+    ledger.give_back(key(1), cleaned(8, freed=4))
+    assert ledger.blame([(key(1), 4)], counted(4 + pinned)) == {}
+    ledger.give_back(key(2), cleaned(4 + pinned, freed=4 - pinned))
+    assert ledger.blame([(key(2), 4)], counted(pinned)) == {key(2): pinned}
+
+
+def test_nothing_is_kept_of_leases_that_are_over() -> None:
+    ledger = PoolLedger(counted(0))
+    hold(ledger, 1, 4)
+    ledger.give_back(key(1), cleaned(4, freed=4))
+    ledger.forget([key(1)[0]])
+    assert not ledger._kept
