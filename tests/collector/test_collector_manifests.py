@@ -4,6 +4,8 @@ whole or not at all; and the one of several collectors refuses who has lost its 
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,9 +32,12 @@ from leased.collector.archive.manifests import (
 from leased.collector.archive.parts import PARTS, part_of, share_of
 from leased.collector.archive.segments import Segment
 from leased.collector.archive.sharing import Sharing
+from leased.collector.main import main
+from leased.ctl.console import Console
 from leased.durable.files import DirectoryDisk
 from leased.durable.filesystem import Filesystem
-from leased.terms.errors import InvalidParameter, StateError
+from leased.terms.errors import EX_UNAVAILABLE, InvalidParameter, StateError
+from tests.doubles.collector_server import REPOSITORY
 from tests.doubles.postgres_server import PostgresServer
 
 ENTRY = LogEntry("1d" * 16, "4e" * 16, "alpha", "o/n", GENESIS, state=b"\x00carried\xff")
@@ -228,6 +233,17 @@ def test_a_server_that_was_restarted_is_reached_again(server: PostgresServer) ->
     manifest.move(ENTRY.log_id, GENESIS, ONE)
     assert manifest.logs()[0].head == ONE
     manifest.close()
+
+
+def test_a_server_that_is_away_at_the_start_is_tried_again_by_systemd(tmp_path: Path) -> None:
+    """A host that starts its database later than its collector, or while that crashed."""
+    (tmp_path / POINTER).write_text(f"host={tmp_path} user=leased dbname=postgres\n")
+    told = io.StringIO()
+    assert main(["--state", str(tmp_path), "status"], Console(told, told)) == EX_UNAVAILABLE
+    assert "the manifest's database: " in told.getvalue()
+    for unit in (REPOSITORY / "systemd").glob("leased-collector*.service"):
+        [final] = re.findall(r"RestartPreventExitStatus=(.*)", unit.read_text())
+        assert str(EX_UNAVAILABLE) not in final.split()
 
 
 def test_a_directory_is_shared_once_and_as_it_was(server: PostgresServer, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ import pytest
 import trio
 
 from leased.collector.archive.archive import Archive
+from leased.collector.demo import Wish, make_fleet
+from leased.collector.metering.store import Store
 from leased.durable.reader import read_log
 from leased.terms.event import HeadCosigned
 from tests.collector.test_collector_pull import Collector
@@ -44,6 +46,9 @@ CALLS = (
 """What changes a disk, or makes sure of it. `write` is left out: it tells, too."""
 
 NODES, LIVES, TENANTS = 2, 36, 3
+UNTIL_NS = 1_767_225_600 * 10**9
+"""2026-01-01T00:00:00Z."""
+
 MONTH_MINUTES = 31 * 24 * 60
 PAGE = "1KiB"
 """So small that a log is more than 64 pages, of which segments are put together."""
@@ -225,3 +230,22 @@ async def test_killed_at_any_call_the_records_cells_and_bills_are_the_same(
     assert not [complaint for server in fleet.servers for complaint in server.complaints]
     metered = await Loop(program, REFRESH, pulled).run(same_usage)
     await Loop(program, ISSUE, metered).run(same_bills)
+
+
+@pytest.mark.parametrize(("call", "when"), [("rmdir", 1), ("rename", 2)])
+async def test_a_rebuild_that_is_killed_is_made_good_by_whoever_comes_next(
+    tmp_path: Path, killed: Killed, call: str, when: int
+) -> None:
+    """What was projected was half removed, and counts of leases were left out until the next
+    record, if ever one came."""
+    pki = FleetPki(tmp_path / "pki")
+    one = Collector(tmp_path, pki, "west")
+    archive = Archive(one.state)
+    make_fleet(archive, Wish(nodes=1, days=1, seed=5, until_ns=UNTIL_NS, leases_per_day=2))
+    Store(one.state).refresh(archive)
+    before = files(one.state / "derived")
+    program = Program(tmp_path, pki, one, killed)
+    assert await program.killed(one.state, ("rebuild",), call, when)
+    Store(one.state).refresh(archive)
+    assert files(one.state / "derived") == before
+    archive.close()

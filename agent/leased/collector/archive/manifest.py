@@ -29,7 +29,7 @@ import msgspec
 from leased.chain.head import Head
 from leased.collector.archive.segments import Segment
 from leased.durable.files import make_private
-from leased.terms.errors import StateError
+from leased.terms.errors import EX_UNAVAILABLE, StateError
 from leased.terms.moment import NS_PER_S
 
 DATABASE: Final = "collector.sqlite"
@@ -123,6 +123,8 @@ class CursorMoved(StateError):
 class ManifestGone(StateError):
     """The database does not answer. Whether the last transaction counts is not known; the cursor
     tells, once it answers again."""
+
+    exit_status = EX_UNAVAILABLE
 
 
 class ManifestTables(ABC):

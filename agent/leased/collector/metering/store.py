@@ -23,7 +23,7 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.floor import Floor
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import Gathered, LogBlocks
+from leased.collector.metering.blocks import PARQUET, Gathered, LogBlocks
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import (
     RESULTS,
@@ -111,8 +111,12 @@ class Store:
                 name for name in before.keys() & after.keys() if before[name] != after[name]
             )
             changed += sorted(name for name in before if name not in after and "rollup/" in name)
-            for part in ("parquet", "rollup"):
-                shutil.rmtree(self.directory / part, ignore_errors=True)
+            aside = fresh / "before"
+            aside.mkdir(mode=0o700)
+            for part in (PARQUET, "rollup"):
+                # Each is whole or is not there, wherever this ends, and then it is made again.
+                if (self.directory / part).exists():
+                    (self.directory / part).rename(aside / part)
                 if (fresh / part).exists():
                     (fresh / part).rename(self.directory / part)
             return done, changed
@@ -131,7 +135,8 @@ class Store:
             self.rollups.drop(bad)
             before = _without(before, bad)
             self._checked = True
-        if _is_up_to_date(before, entries, retired):
+        projected = all(self._blocks(one.log_id).exists() for one in entries)
+        if projected and _is_up_to_date(before, entries, retired):
             return _told(before, ())
         put_back(archive.kept, floor, self.rollups, frozen_of(floor))
         spans: list[NodeSpan] = []
@@ -237,6 +242,9 @@ class Store:
         )
         return listing, tuple(revised)
 
+    def _blocks(self, log_id: str) -> Path:
+        return LogBlocks(self.directory, log_id).directory
+
     def settle(self, floor: Floor) -> None:
         """Have the listing say what is over a floor, and no more: a crash may have come between."""
         listing = self.rollups.listing()
@@ -245,7 +253,11 @@ class Store:
 
     def forget(self, log_id: str) -> None:
         """Drop the projection of a log: the next refresh makes it again."""
-        shutil.rmtree(LogBlocks(self.directory, log_id).directory, ignore_errors=True)
+        if self._blocks(log_id).exists():
+            # At once: what is half there would stay so until more records come.
+            aside = self.directory / AGAIN
+            aside.mkdir(mode=0o700, exist_ok=True)
+            self._blocks(log_id).rename(aside / log_id)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -360,7 +372,7 @@ def _names(directory: Path) -> dict[str, bytes]:
     """Every derived file by its name, with the digest of its bytes."""
     return {
         str(path.relative_to(directory)): sha256(path.read_bytes()).digest()
-        for part in ("parquet", "rollup")
+        for part in (PARQUET, "rollup")
         for path in sorted((directory / part).rglob("*"))
         if path.is_file()
     }
