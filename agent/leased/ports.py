@@ -49,7 +49,7 @@ class Clock(Protocol):
 
 
 class AnchorSlot(msgspec.Struct, frozen=True, gc=False):
-    """What an anchor slot says (chain.md section 7.3). `generation` is `gen`, `head` the hash of
+    """What an anchor slot says (FORMAT.md section 4). `generation` is `gen`, `head` the hash of
     record next_seq-1."""
 
     generation: int

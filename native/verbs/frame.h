@@ -8,7 +8,7 @@
 #include <endian.h>
 #include <string.h>
 
-/* Offsets within a frame, and its limits (chain/FORMAT.md section 2). */
+/* Offsets within a frame, and its limits (chain/FORMAT.md section 5). */
 enum {
 	AT_CRC = 4,
 	AT_SEQUENCE = 8,

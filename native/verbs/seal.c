@@ -2,7 +2,7 @@
 /*
  * Sealing: the records of a batch, each holding the hash of the one before.
  *
- * Rule: the bytes of chain/FORMAT.md section 2, as chain/sealer.py writes them one by one; a test
+ * Rule: the bytes of chain/FORMAT.md section 5, as chain/sealer.py writes them one by one; a test
  * holds the two together. The caller's arrays have room for all, and `at` stands behind the last
  * record when this returns.
  *

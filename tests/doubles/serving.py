@@ -388,7 +388,7 @@ class Agent:
             detachment=Detachment(
                 drivers=self.host.devices, table=self.lessor.table, look=self._look
             ),
-            adoption=self._adoption(walls),
+            adoption=self._adoption(walls, streams),
             policy_calls=self._policy_calls(directory),
         )
         await nursery.start(self.dispatcher.run)
@@ -403,9 +403,10 @@ class Agent:
         )
         nursery.start_soon(self.listener.run)
 
-    def _adoption(self, walls: Walls) -> Adoption:
+    def _adoption(self, walls: Walls, streams: Streams) -> Adoption:
         return Adoption(
-            sequencer=self.sequencer,
+            ask=streams.ask,
+            ask_own=self.sequencer.ask_own,
             adoptions=self.host.devices.adoptions,  # type: ignore[arg-type]
             walls=walls,
             entropy=self.host.entropy,

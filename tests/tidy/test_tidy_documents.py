@@ -81,6 +81,40 @@ def test_every_test_that_the_track_record_names_is_there() -> None:
     assert sorted(gone) == []
 
 
+def test_nothing_refers_to_what_is_not_in_the_tree() -> None:
+    """The plans that this was built from are elsewhere: whoever reads the code does not have them.
+    Decisions and the track record tell how it came to be, and may name them."""
+    plans = re.compile(r"\bDESIGN\b|\b(?:chain|teardown|economics|codebases)\.md\b")
+    roots = ("agent/leased", "native", "packaging", "configs", "systemd")
+    endings = (".c", ".h", ".md", ".py", ".service", ".toml", ".varlink")
+    files = [path for root in roots for path in (ROOT / root).rglob("*") if path.suffix in endings]
+    named = [str(path.relative_to(ROOT)) for path in files if plans.search(path.read_text("utf-8"))]
+    assert len(files) > 500 and named == []
+
+
+def test_every_module_that_the_agent_names_is_there() -> None:
+    """In backticks, by its path below `leased` or in its own package."""
+    house = ROOT / "agent/leased"
+    rooms = "|".join(sorted(path.name for path in house.iterdir() if path.is_dir()))
+    gone = []
+    for path in house.rglob("*.py"):
+        for name in re.findall(rf"`((?:{rooms})(?:\.\w+)+)[`(]", path.read_text("utf-8")):
+            if not any(_is_there(base, name.split(".")) for base in (house, path.parent)):
+                gone.append(f"{path.relative_to(ROOT)}: {name}")
+    assert gone == []
+
+
+def _is_there(base: Path, parts: list[str]) -> bool:
+    """Whether that is a module or a package below `base`, or a name in one."""
+    for end in range(len(parts), 0, -1):
+        place = base.joinpath(*parts[:end])
+        module = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        if module.exists():
+            rest = parts[end:]
+            return not rest or re.search(rf"\b{rest[0]}\b", module.read_text("utf-8")) is not None
+    return False
+
+
 def test_no_merge_is_half_done() -> None:
     mark = re.compile(rb"^(?:<<<<<<<|>>>>>>>) ", re.MULTILINE)
     roots = ("agent", "configs", "native", "packaging", "systemd", "tests")

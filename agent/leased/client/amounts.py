@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from leased.terms.moment import NS_PER_MS
+
 SIZES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 RATES: Final = {"bit": 1, "Kbit": 1_000, "Mbit": 1_000_000, "Gbit": 1_000_000_000}
 MILLI: Final = 1_000
-NS_PER_MS: Final = 1_000_000
 
 
 def size(count: int) -> str:

@@ -27,9 +27,10 @@ import msgspec
 from leased.ctl import collector_changes, render
 from leased.ctl.answer_text import show_answer
 from leased.ctl.collector_link import Link, add_link
-from leased.ctl.console import NS_PER_S, Console, length, plain
+from leased.ctl.console import Console, length, plain
 from leased.ctl.usage_text import Parser, Verbs, verb
 from leased.terms.errors import EX_DATAERR, InvalidParameter
+from leased.terms.moment import NS_PER_S
 
 GOVERNANCE: Final = "/v1/governance"
 SOUND: Final = ("OK", "BEHIND", "STALE")

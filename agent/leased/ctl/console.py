@@ -25,8 +25,9 @@ from typing import Any, Final, TextIO
 
 import msgspec
 
+from leased.terms.moment import NS_PER_S
+
 JSON_VERSION: Final = 1
-NS_PER_S: Final = 1_000_000_000
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 _JSON = msgspec.json.Encoder(decimal_format="number")

@@ -20,10 +20,11 @@ from leased.client import Refused, Session
 from leased.ctl import render
 from leased.ctl.agent import await_answer, online
 from leased.ctl.asks import parse_duration
-from leased.ctl.console import NS_PER_S, Console, relative
+from leased.ctl.console import Console, relative
 from leased.ctl.devices import find_resource
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_TEMPFAIL, InvalidParameter
+from leased.terms.moment import NS_PER_S
 from leased.terms.resource import KIND_SCOPES, in_scope
 from leased.wire import objects, parameters, portrayal, replies
 

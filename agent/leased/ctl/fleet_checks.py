@@ -17,12 +17,13 @@ from typing import Final
 
 from leased.chain.certificate import Role, parse_identity
 from leased.ctl import minting
-from leased.ctl.console import NS_PER_S, length
+from leased.ctl.console import length
 from leased.ctl.findings import Finding, Grade, read_text
 from leased.ctl.pki import SOON_NS, expiry
 from leased.ctl.service_checks import CONFIG_FILE
 from leased.durable.reading import read_file
 from leased.terms.errors import CallerError, ConfigError
+from leased.terms.moment import NS_PER_S
 from leased.terms.reading import read_toml
 
 _FILES: Final = ("certificate", "key", "ca")

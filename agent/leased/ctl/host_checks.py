@@ -132,7 +132,7 @@ def numa(root: Path) -> Iterator[Finding]:
             Grade.NOTE,
             "HMAT",
             "the firmware gives no latency or bandwidth",
-            "tiers come from the memory's origin and distance; [memory] tiers overrules them",
+            "tiers come from the memory's origin and distance; [hardware] tiers overrules them",
         )
 
 

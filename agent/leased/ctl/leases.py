@@ -16,10 +16,11 @@ from leased.client import Refused, Session
 from leased.ctl import render
 from leased.ctl.agent import await_answer, find_lease, find_lease_or_request, name_requeued, online
 from leased.ctl.asks import add_rank, add_request, parse_duration, request
-from leased.ctl.console import NS_PER_S, Console, relative
+from leased.ctl.console import Console, relative
 from leased.ctl.refusals import refusal_status, refusal_text
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import InvalidParameter
+from leased.terms.moment import NS_PER_S
 from leased.terms.teardown import tell_failed
 from leased.wire import objects, parameters, replies
 

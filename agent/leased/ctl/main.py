@@ -51,9 +51,9 @@ EXIT_STATUSES: Final = (
     (65, "the request cannot be meant, or the evidence does not hold"),
     (
         66,
-        "no such lease, tenant, webhook or file, or not yours; verify: all that is here holds, and"
-        " nobody was named who proves what was pruned (--policy, --head), or an agent that has it"
-        " open seals no epochs",
+        "no such lease, tenant, webhook or file, or not yours; verify: what is there holds, but is"
+        " not proven to be all: the log's beginning was removed and no --policy or --head speaks"
+        " for that, or the agent that has the log open has stopped sealing epochs",
     ),
     (
         69,

@@ -20,12 +20,13 @@ from leased.chain.certificate import NAME, NODE_ID, Certificate, Identity, Role,
 from leased.client import Session
 from leased.ctl import minting, render
 from leased.ctl.agent import online
-from leased.ctl.console import NS_PER_S, Console, length
+from leased.ctl.console import Console, length
 from leased.ctl.minting import END_DAYS, Authority, Minted
 from leased.ctl.usage_text import Verbs, verb
 from leased.durable.files import DirectoryDisk, write_aside
 from leased.durable.reading import read_file
 from leased.terms.errors import CallerError, InvalidParameter
+from leased.terms.moment import NS_PER_S
 from leased.wire import parameters, replies
 
 PKI_DIRECTORY: Final = Path("/etc/leased/pki")

@@ -28,10 +28,11 @@ from leased.ctl import receipts, render
 from leased.ctl.agent import find_lease, name_requeued, online, socket_path
 from leased.ctl.asks import add_rank, add_request, request
 from leased.ctl.child import Child, Orders
-from leased.ctl.console import NS_PER_S, Console, length
+from leased.ctl.console import Console, length
 from leased.ctl.forwarding import Forwarding
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_LEASE_LOST, InvalidParameter, LeasedError, NoSuchLease
+from leased.terms.moment import NS_PER_S
 from leased.wire import parameters, replies
 
 NOTICE_SIGNALS: Final = {

@@ -9,7 +9,7 @@ says more than that belongs to another counter. Neither is opened, unless an ope
 says of these very two numbers that they are meant: after the next advance they are not these any
 more.
 
-Does not say when it is time to advance (`service.counting`).
+Does not say when it is time to advance (`service.log.counting`).
 """
 
 from __future__ import annotations

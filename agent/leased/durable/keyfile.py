@@ -7,7 +7,7 @@ not repaired.
 A key that follows lies beside it until the record that says so is anchored: then it takes its
 place. Which of the two counts, the log says, so a crash in between loses neither.
 
-Does not sign (`chain.signing`) and seals no rotation (`service.rotation`).
+Does not sign (`chain.signing`) and seals no rotation (`service.log.rotation`).
 """
 
 from __future__ import annotations

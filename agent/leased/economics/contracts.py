@@ -6,7 +6,7 @@ Rule: every version begins on a full hour, so an hour has one price and usage by
 priced without being cut again. What was in force is never changed: a new version begins later. The
 canonical bytes of the terms that a bill was made by are a part of the bill.
 
-Does not read files (`collector.terms_file`) and does not price (`billing`).
+Does not read files (`collector.accounts.terms_file`) and does not price (`billing`).
 """
 
 from __future__ import annotations

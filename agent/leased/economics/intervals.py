@@ -177,8 +177,7 @@ class Ledger:
         holding.deadline_seq = sequence
         if event.subject == holding.subject:
             return _NONE
-        # A renewal may resize or re-price (economics.md G2): the new terms hold from its own
-        # instant on.
+        # A renewal may resize or re-price: the new terms hold from its own instant on.
         closed: list[Interval] = []
         self._close(holding, self._clamp(holding, event, moment), sequence, closed)
         holding.subject = event.subject

@@ -3,9 +3,9 @@
 
 Rule: durations are boot-clock durations, always; the wall clock only labels them. A label is
 anchored at each NodeStarted (and re-anchored where a ClockStepped was sealed) and counted from
-there on the boot clock. Labels never go back (economics.md G3): a wall clock that stepped backwards
-keeps the label running on; one that stepped forwards leaves a gap that no interval covers. So every
-nanosecond has exactly one label, and no label is used twice.
+there on the boot clock. Labels never go back: a wall clock that stepped backwards keeps the label
+running on; one that stepped forwards leaves a gap that no interval covers. So every nanosecond has
+exactly one label, and no label is used twice.
 
 Does not read a clock and does not know what a lease is.
 """

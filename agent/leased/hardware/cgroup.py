@@ -32,7 +32,7 @@ device of a full host."""
 _PROGRAMS: dict[tuple[DeviceRule, ...], int] = {}
 _OUR_CHARGES = ("anon", "file")
 """What must be 0 in memory.stat (`shmem` is a part of `file`); memory.current keeps some of the
-kernel's own pages for a while and means nothing by itself (teardown.md 4.4)."""
+kernel's own pages for a while and means nothing by itself."""
 
 
 def write(path: str, text: str) -> None:
@@ -108,7 +108,7 @@ def _limit_root(path: str, given: Iterable[str]) -> None:
     """Nothing in a lease may take pages from the pools by itself, or hide memory in swap.
 
     Lease memory is touched by the worker, outside this subtree, so a ceiling of 0 stops only what
-    was never granted (teardown.md 4.4: swapped-out "returned" memory lies on disk unencrypted).
+    was never granted (what was swapped out lies on the disk, unencrypted, when its lease is over).
     """
     if "hugetlb" in given:
         for name in sorted(os.listdir(path)):

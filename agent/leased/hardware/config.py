@@ -4,7 +4,7 @@
 Rule: a value; units last, integers only. Nothing here is guessed again elsewhere: what is not
 configured is discovered, and what is configured wins over what was discovered.
 
-Does not read a file: `service.config` does, and hands this over.
+Does not read a file: `service.config_file` does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class HardwareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `[hardware]` table.
 
     `cgroup_root` is the delegated cgroup, relative to the cgroup2 mount (with systemd
-    "leased.slice/leased-cgroot.service"). `normal_share_pm` is the share of each node's memory,
+    "leased.slice/leased-cgroup.service"). `normal_share_pm` is the share of each node's memory,
     after its hugepages, that is leased as normal pages. `tiers` overrides the classification
     (NUMA node, tier). `cpu_cores` is "none", "auto" (all but the first core and its siblings) or a
     list such as "2-7,10". `lease_pids_max` bounds fork bombs where the pids controller is there.
@@ -64,7 +64,7 @@ class HardwareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An escapee that outlives SIGKILL by this long hangs in the kernel: its memory is fenced."""
 
     settle_budget_ns: int = 2_000_000_000
-    """The kernel gives pages of a dying ring, pipe or process back late, but not later."""
+    """How long the kernel may take to give back pages of a ring, a pipe or a process that ends."""
 
     bulk_bytes: int = 16 << 20
     """More memory than this (about 5 ms of touching) goes to a worker of its own."""

@@ -34,6 +34,7 @@ from leased.hardware.worker import (
     task,
 )
 from leased.terms.errors import DeviceError
+from leased.terms.moment import NS_PER_S
 
 CALLS_MAX = 64
 """Calls of one batch: below the 253 descriptors of a message, and a few ms of small work."""
@@ -47,7 +48,6 @@ ENDING_NS = 1_000_000_000
 T = TypeVar("T")
 
 _ENDING_STEP_S = 0.002
-_NS_PER_S = 1_000_000_000
 
 
 class Link:
@@ -108,7 +108,7 @@ class Link:
 
     async def _within(self, talk: Callable[[], Awaitable[T]], budget_ns: int) -> T:
         try:
-            with trio.CancelScope(deadline=trio.current_time() + budget_ns / _NS_PER_S):
+            with trio.CancelScope(deadline=trio.current_time() + budget_ns / NS_PER_S):
                 return await talk()
         except (OSError, EOFError, trio.ClosedResourceError) as error:  # the last: dismissed
             self.abandon()
@@ -183,7 +183,7 @@ class Link:
 
     async def see_off(self) -> None:
         """Return when whoever was abandoned has ended, or will not soon."""
-        with trio.move_on_after(ENDING_NS / _NS_PER_S):
+        with trio.move_on_after(ENDING_NS / NS_PER_S):
             while any(not child.ended for child in self._abandoned):
                 await trio.sleep(_ENDING_STEP_S)
 
@@ -238,7 +238,7 @@ class Crew:
             exempt = self.ours()
         kills = config.escapees is EscapeePolicy.KILL
         budget_ns = config.call_budget_ns + extra_ns
-        budget_ns += touched_bytes * _NS_PER_S // config.touch_bytes_per_s
+        budget_ns += touched_bytes * NS_PER_S // config.touch_bytes_per_s
         if exempt:
             budget_ns += PASSES_MAX * (config.kill_budget_ns + PASS_BUDGET_NS)
         batch = Batch(0, tuple(calls), exempt, kills, config.kill_budget_ns, config.reaper_path)
@@ -271,7 +271,7 @@ class Crew:
         try:
             return (await self.ask(name, calls, fds, touched_bytes))[0]
         except DeviceError as error:
-            if not _was_killed(error):
+            if not was_killed(error):
                 raise
         killed()
         alone: list[Answer] = []
@@ -324,7 +324,7 @@ class Crew:
         try:
             return await self.task(name, backend, verb, argument, returns, extra_ns=extra_ns)
         except DeviceError as error:
-            if not _was_killed(error):
+            if not was_killed(error):
                 raise
         await self.see_off(name)
         return await self.task(name, backend, verb, argument, returns, extra_ns=extra_ns)
@@ -364,7 +364,7 @@ class Crew:
         self._starter.close()
 
 
-def _was_killed(error: DeviceError) -> bool:
+def was_killed(error: DeviceError) -> bool:
     """Whether the worker ended in the middle, and not for being late."""
     return error.verb == "worker_answer" and error.errno != errno.ETIMEDOUT
 

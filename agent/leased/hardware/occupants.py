@@ -7,7 +7,7 @@ One pass over /proc answers for many inodes at once. Nobody is killed by number:
 opened first, then the process is examined again through it. A tracer that holds a killed process
 at its exit reads its memory, so it goes as well.
 
-Sees descriptors, mappings and registered files (teardown.md 1.5), of threads with descriptors of
+Sees descriptors, mappings and registered files, of threads with descriptors of
 their own too. Does not see descriptors in flight nor pinned pages: `exclusion` and the pools'
 counters do.
 """

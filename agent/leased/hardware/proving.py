@@ -30,10 +30,10 @@ from leased.hardware.pieces import Piece, is_budget, memory_pieces, place_of
 from leased.hardware.pools import PoolLedgers
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
+from leased.terms.moment import NS_PER_S
 from leased.terms.teardown import ProofReport, StepReport, TeardownStep
 
 _AGAIN_NS = 20_000_000
-_NS_PER_S = 1_000_000_000
 
 
 class _Case:
@@ -145,7 +145,7 @@ class Prover:
                 _note_leaf(cases[at], charged)
             left = {at: path for at, path in left.items() if at not in failed}
             if left:
-                await trio.sleep(_AGAIN_NS / _NS_PER_S)
+                await trio.sleep(_AGAIN_NS / NS_PER_S)
 
     async def _ask_leaves(
         self, cases: Sequence[_Case], left: dict[int, str], failed: dict[int, DeviceError]
@@ -192,7 +192,7 @@ class Prover:
                 # No await between the count and its use: the ledger is as of that count.
                 if ledger.in_doubt(keys, counted) == 0 or _now_ns() >= end_ns:
                     break
-                await trio.sleep(_AGAIN_NS / _NS_PER_S)
+                await trio.sleep(_AGAIN_NS / NS_PER_S)
         except DeviceError as error:
             failed.update(dict.fromkeys((at for at, _ in parts), error))
             return

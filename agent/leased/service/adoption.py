@@ -13,16 +13,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Sequence
-
-import trio
+from collections.abc import Awaitable, Callable, Sequence
 
 from leased.hardware.adopting import Adoptions
 from leased.ports import Entropy
 from leased.service.api.connection import Connection
 from leased.service.api.peers import PIDFD_THREAD, TenantOf, trust_of
 from leased.service.evidence import NO_COMMAND
-from leased.service.sequencer import Sequencer
 from leased.service.walls import Walls
 from leased.terms.command import Acquire, Caller, Command, NoteAdoption
 from leased.terms.errors import CallerError, DeviceError, PermissionDenied
@@ -39,14 +36,16 @@ class Adoption:
     def __init__(
         self,
         *,
-        sequencer: Sequencer,
+        ask: Callable[[Command], Awaitable[Reply]],
+        ask_own: Callable[[Command], Awaitable[Reply]],
         adoptions: Adoptions,
         walls: Walls,
         entropy: Entropy,
         tenant_of: TenantOf,
         ttl_ns_default: Callable[[], int],
     ) -> None:
-        self._sequencer = sequencer
+        self._ask = ask
+        self._ask_own = ask_own
         self._adoptions = adoptions
         self._walls = walls
         self._entropy = entropy
@@ -121,22 +120,7 @@ class Adoption:
         self, connection: Connection, lease_id: LeaseId, pid: int, processes: int
     ) -> Reply:
         uid = connection.caller.uid
-        return await self._sequencer.ask_own(
-            NoteAdoption(NO_COMMAND, lease_id, uid, pid, processes)
-        )
-
-    async def _ask(self, command: Command) -> Reply:
-        """A client's command and its answer, which for a grant comes when it is prepared."""
-        answered = trio.Event()
-        replies: list[Reply] = []
-
-        def deliver(reply: Reply) -> None:
-            replies.append(reply)
-            answered.set()
-
-        self._sequencer.submit(command, deliver)
-        await answered.wait()
-        return replies[0]
+        return await self._ask_own(NoteAdoption(NO_COMMAND, lease_id, uid, pid, processes))
 
 
 def _process_of(pid: int | None, fds: Sequence[int]) -> tuple[int, int]:

@@ -3,8 +3,7 @@
 
 Rule: parts know each other only through what they are handed here. `build` returns when the agent
 serves: the log is verified and repaired, the table rebuilt, the reaper there and in agreement,
-`NodeStarted` sealed. Tasks start in the order of DESIGN section 4 from the disk outwards, the doors
-last.
+`NodeStarted` sealed. Tasks start from the disk outwards: the sequencer first, the doors last.
 
 Does not parse arguments and does not wait for signals (`daemon`).
 """

@@ -111,7 +111,7 @@ class Timing(msgspec.Struct, frozen=True):
     `cut_ns` is how long the reaper waits for a killed process to be gone, `backstop_ns` how long
     after the cut it waits for the agent before it overwrites the memory itself, and
     `reclaim_ns_max` the published bound from deadline to RECLAIMED or FENCED of a lease without
-    memory; overwriting adds its bytes at `hardware.touch_bytes_per_s`.
+    memory; overwriting adds its bytes at `[hardware] touch_rate`.
     """
 
     tick_ns: int = 100 * NS_PER_MS

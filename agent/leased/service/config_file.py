@@ -7,7 +7,8 @@ in no table is refused (with the one it looks like), so a typo never means "defa
 keeps its built-in default. Policies of other origin (`SetPolicy`, the collector) go through the
 same table.
 
-Does not judge what the values mean together (`config.check`, `policy.check`, `rates.check`).
+Does not judge what the values mean together (`config.check`, `terms.policy_check`,
+`economics.rates`).
 """
 
 from __future__ import annotations

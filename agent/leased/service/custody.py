@@ -3,8 +3,8 @@
 the holder's pidfd.
 
 Rule: one entry per lease that was prepared and not yet forgotten; `drop` closes everything exactly
-once. The reaper holds its own duplicates, so losing this table (a crash) loses nothing: recovery
-fills it again from the reaper's roster.
+once. The reaper holds duplicates of its own, so a crash, which loses this table, loses nothing:
+recovery fills it again from the reaper's roster.
 
 Does not decide and does not talk to anyone.
 """

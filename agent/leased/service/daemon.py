@@ -27,12 +27,13 @@ import trio
 
 from leased import __version__
 from leased.service.agent import Agent, build
-from leased.service.config import DEFAULT_CONFIG_PATH, Config
+from leased.service.config import DEFAULT_CONFIG_PATH, Config, budgets
 from leased.service.config_file import load
 from leased.service.lifeline import Lifeline, take_listen_fds
 from leased.service.opening import find_footing, open_node_log
 from leased.terms.errors import EX_SOFTWARE, EX_USAGE, ChainError, LeasedError, StateError
 from leased.terms.moment import NS_PER_S
+from leased.terms.quantity import print_duration
 
 OPEN_FILES = 1 << 18
 """A lease costs the agent up to four descriptors (memory, pidfd, cgroup.events, connection)."""
@@ -104,8 +105,6 @@ def _default_config() -> Config:
 
 
 def _print_check(config: Config) -> int:
-    from leased.service.config import budgets
-
     for budget in budgets(config):
         print(f"{budget.limit_key}: {budget}")
     return 0
@@ -182,8 +181,11 @@ async def _obey(agent: Agent, lifeline: Lifeline, signals: AsyncIterator[int]) -
 
 async def _stop(agent: Agent, lifeline: Lifeline, config: Config) -> None:
     lifeline.stopping(f"stopping; {agent.leases_live} leases stay with the reaper")
-    with trio.move_on_after(config.timing.stop_ns / NS_PER_S):
+    with trio.move_on_after(config.timing.stop_ns / NS_PER_S) as patience:
         await agent.stop()
+    if patience.cancelled_caught:
+        limit = print_duration(config.timing.stop_ns)
+        agent.say(f"the stop could not be sealed within timing.stop = {limit}: the log lacks it")
 
 
 def _raise_limits() -> None:

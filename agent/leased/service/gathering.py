@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Gathering(Generic[T]):
-    """Items left by `put`, taken together by `take_all`."""
+    """Items left by `put`, taken together by `take`."""
 
     def __init__(self) -> None:
         self._items: list[T] = []

@@ -4,8 +4,8 @@
 Rule: a grant is answered only when its hardware is prepared and the reaper holds it; a renewal only
 when its deadline at the reaper has moved. Grants work in batches of whatever has gathered, so that
 64 clients share one trip to the worker and one to the reaper, and so do renewals where the reaper's
-board is not to be had. A lease with much memory to touch goes
-its own way, so that it delays nobody.
+board is not to be had. A lease with much memory to touch goes its own way, so that it delays
+nobody.
 
 If preparing or arming fails, the caller gets a typed refusal and the sealed grant is ended by
 `GrantFailed`, which tears down whatever was begun. Does not decide anything and does not tear down.
@@ -44,7 +44,7 @@ TRIP_MAX = 32
 for a few dozen callers; a dozen grants make a trip's own cost small."""
 
 TRIPS_AT_ONCE_MAX = 3
-"""One in the worker, one at the reaper, one being answered, one in line."""
+"""One in the worker, one at the reaper, one being answered; what comes meanwhile gathers."""
 
 QUICK_BYTES_MAX = 16 << 20
 """Touching 16 MiB takes about 5 ms, the most that one grant may delay the others of its batch."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holders: the processes that leases are bound to, watched by pidfd; and cgroups, watched for
-running empty: a leaf that the holder's processes have left, and an owner's room in it
-(`hardware.leaves`), without whom the lease is lost.
+"""Holders: the processes that leases are bound to, watched by pidfd; and cgroups, watched for the
+moment in which the last process has left. A leaf that the holder's processes have left ends its
+lease; so does an owner's room in it (`hardware.leaves`), without whom the lease is lost.
 
 Rule: identity is the pidfd, never the number. A connection enrols its peer once; every lease bound
 to it shares that pidfd. When it becomes readable the process is gone, and each of its leases is

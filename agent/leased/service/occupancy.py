@@ -4,7 +4,7 @@
 Rule: every source is named in the answer (`via`): the leaf cgroups of the leases on it, the
 processes that leases are bound to, a pass over /proc for whoever holds or maps their memory or has
 hugepages of their pool, and what the backend of the kind sees (descriptors, mappings, mounts, the
-driver's own list). Looking is the workers' job. Whose lease a process is in its cgroup says.
+driver's own list). Looking is the workers' job. Which lease a process is in, its cgroup says.
 
 Does not judge: an occupant outside its lease is the scrub's business.
 """

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boot: from what is on disk and what the reaper still holds to an agent that may serve (DESIGN
-section 4).
+"""Boot: from what is on disk and what the reaper still holds to an agent that may serve.
 
 Rule: nothing is granted before every record is verified, the table rebuilt by the same `apply` as
 live traffic, and every resource not proven clean is on its way through teardown. What the reaper

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spine: one task through which every change passes, in the seven steps of DESIGN section 4.
+"""The spine: one task through which every change passes, in seven steps.
 
 Rule: propose -> seal -> append -> anchor -> commit -> reply -> tell. Nobody else touches the lessor
 or the sealer, so there is no lock. `propose` applies its events to the table at once: from there on

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is brought to its end once it has begun, whoever asked for it hangs up.
+"""What is brought to its end once it has begun, even if whoever asked for it hangs up.
 
-Rule: nobody is cancelled within `scope`, for as long as the one whose answer is waited for is
-there; after `end` everybody is, for that answer will not come and the process could not end.
+Rule: nobody is cancelled within `scope` while the task whose answer is waited for there (the
+sequencer) runs. After `end` cancelling works again: the answer will not come any more, and the
+process could not end otherwise.
 
 Does not wait for anything itself.
 """

@@ -17,10 +17,10 @@ from typing import Final
 
 import msgspec
 
+from leased.terms.moment import NS_PER_MS
 from leased.terms.resource import Resource
 
 ATTRIBUTE: Final = "teardown_ms"
-_NS_PER_MS: Final = 1_000_000
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -59,7 +59,7 @@ def in_turn(bounds: Iterable[Bounds]) -> Bounds:
 def publish(resource: Resource, bounds: Bounds) -> Resource:
     """The resource with its bounds, in ms, rounded up."""
     parts = (bounds.cut_ns, bounds.scrub_ns, bounds.overwrite_ns, bounds.prove_ns)
-    said = "+".join(str(-(-part // _NS_PER_MS)) for part in parts)
+    said = "+".join(str(-(-part // NS_PER_MS)) for part in parts)
     others = tuple(pair for pair in resource.attributes if pair[0] != ATTRIBUTE)
     return msgspec.structs.replace(resource, attributes=(*others, (ATTRIBUTE, said)))
 
@@ -69,6 +69,6 @@ def published(resource: Resource) -> Bounds | None:
     any."""
     for name, said in resource.attributes:
         if name == ATTRIBUTE:
-            cut, scrub, overwrite, prove = (int(part) * _NS_PER_MS for part in said.split("+"))
+            cut, scrub, overwrite, prove = (int(part) * NS_PER_MS for part in said.split("+"))
             return Bounds(cut, scrub, overwrite, prove)
     return None

@@ -96,7 +96,7 @@ class DeviceError(LeasedError):
 
 
 class ChainError(LeasedError):
-    """The evidence does not hold. `verdict` is a closed name (chain.md section 8), `sequence` and
+    """The evidence does not hold. `verdict` is a closed name (`chain.verdict`), `sequence` and
     `offset` say where."""
 
     wire = "io.leased.Audit.ChainBroken"

@@ -49,7 +49,7 @@ LEVEL_OF = (Level.LOW, Level.NORMAL, Level.HIGH)
 
 
 class LeaseState(enum.IntEnum):
-    """DESIGN section 5. The numbers are on disk for ever."""
+    """Where a lease is on its way (`lessor.lifecycle`). The numbers are on disk for ever."""
 
     GRANTED = 0
     ACTIVE = 1

@@ -50,8 +50,8 @@ UNIT = {
 
 
 class TierKind(enum.IntEnum):
-    """Where memory lives. Classified by us: HMAT first, then origin, then distance (DESIGN section
-    6)."""
+    """Where memory lives, as `hardware.tiers` finds out: by HMAT, else by origin, else by
+    distance."""
 
     DRAM = 0
     HBM = 1

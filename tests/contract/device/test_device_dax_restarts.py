@@ -33,7 +33,7 @@ SHARE = Allotment(NAME, ResourceKind.MEM, TierKind.CXL, SIZE_BYTES)
 class Crew:
     """Carries out by itself what workers are asked."""
 
-    async def task(
+    async def task_again(
         self, worker: str, backend: str, verb: str, argument: Any, returns: type, **_: Any
     ) -> Any:
         kind, carry_out = VERBS[verb]

@@ -176,6 +176,7 @@ async def test_acknowledgements_do_not_chase_each_other(
     node.live(1)
     soon = await node.ack(node.log.anchored.next_seq)
     assert soon.status == 429
+    assert "is less than 1s old" in told(soon)["detail"]
     assert ("Retry-After", "1") in soon.headers
     assert node.log.anchored.next_seq > before
     mock_clock.jump(1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from leased.ctl.console import Console
 from leased.ctl.findings import Finding, Grade
 from leased.ctl.main import main
 
+SHIPPED = Path(__file__).parents[3] / "configs/leased.toml"
 V2 = "35 24 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 HYBRID = (
     "34 24 0:29 / /sys/fs/cgroup ro - tmpfs tmpfs rw\n"
@@ -96,6 +99,13 @@ def test_memory_nodes_tiers_and_pools(tmp_path: Path) -> None:
     assert found["NUMA"].text == "2 nodes"
     assert found["HMAT"].text == "latency and bandwidth of node1"
     assert found["huge pages 2MiB"].text == "500 of 512 free, 1GiB in all"
+
+
+def test_advice_on_tiers_names_a_key_that_there_is(tmp_path: Path) -> None:
+    root = host(tmp_path, sys__devices__system__node__node0__meminfo="")
+    [advice] = [one.advice for one in host_checks.numa(root) if one.topic == "HMAT"]
+    table, key = re.search(r"\[(\w+)\] (\w+)", advice).groups()  # type: ignore[union-attr]
+    assert key in tomllib.loads(SHIPPED.read_text("utf-8"))[table]
 
 
 def test_swap_and_clearing_of_pages(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Crew:
         self.while_looking: Callable[[], Awaitable[object]] | None = None
         self.asked: list[str] = []
 
-    async def task(
+    async def task_again(
         self, worker: str, backend: str, verb: str, argument: Any, returns: type, **_: Any
     ) -> Any:
         assert backend == "dax" and worker

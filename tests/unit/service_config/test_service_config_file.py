@@ -54,6 +54,13 @@ def test_the_shipped_file_spells_out_every_key() -> None:
             assert begins in text or below, f"{key} of {name} is not in {SHIPPED.name}"
 
 
+def test_the_manual_names_every_section() -> None:
+    manual = (SHIPPED.parents[1] / "packaging/man/leased.toml.5").read_text("utf-8")
+    below = ("hardware.gpu", "hardware.block", "hardware.rdma", "hardware.dax", "log.counter")
+    missing = [name for name in (*config_file._SECTIONS, *below) if name not in manual]
+    assert missing == []
+
+
 def test_every_field_can_be_configured() -> None:
     """A field that no key sets is a constant in disguise."""
     config = Config()

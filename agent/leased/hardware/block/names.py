@@ -2,7 +2,7 @@
 """What things are called: namespaces by their permanent identity, mappings by their lease.
 
 Rule: a namespace is NGUID, else EUI-64, else UUID, else the wwid that the kernel makes of serial
-number and nsid; never its name in /dev, which moves (teardown.md 1.1). A mapping's uuid follows
+number and nsid; never its name in /dev, which moves. A mapping's uuid follows
 from the lease and the place of its allotment among the lease's namespaces, so that the reaper, the
 agent and whoever cleans up after both need not be told (native/reaper_protocol.h).
 

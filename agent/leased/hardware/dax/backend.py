@@ -58,7 +58,6 @@ PASSES_OVER_RANGE = 2
 
 _LIST = "dax list"
 _HELD = (LeaseState.GRANTED, LeaseState.ACTIVE, LeaseState.DRAINING)
-_KILLED = (errno.EPIPE, errno.ECONNRESET)
 
 
 class DaxBackend:
@@ -345,16 +344,11 @@ class DaxBackend:
     async def _ask(
         self, worker: str, verb: str, call: msgspec.Struct, returns: type[T], extra_ns: int = 0
     ) -> T:
-        """One verb by one worker; again, if somebody killed it: every verb may be repeated."""
+        """One verb by one worker; every verb may be repeated."""
         if self._crew.is_stuck(worker):
             raise DeviceError(f"dax_{verb}", errno.ETIMEDOUT, "an earlier call still hangs")
         extra_ns += self._config.scan_budget_ns + self._hardware.kill_budget_ns
-        try:
-            return await self._crew.task(worker, "dax", verb, call, returns, extra_ns=extra_ns)
-        except DeviceError as error:
-            if error.verb != "worker_answer" or error.errno not in _KILLED:
-                raise
-        return await self._crew.task(worker, "dax", verb, call, returns, extra_ns=extra_ns)
+        return await self._crew.task_again(worker, "dax", verb, call, returns, extra_ns=extra_ns)
 
     def _touching_ns(self, passes: int, allotment: Allotment) -> int:
         return passes * allotment.capacity * NS_PER_S // self._hardware.touch_bytes_per_s

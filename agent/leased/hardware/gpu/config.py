@@ -44,7 +44,7 @@ class GpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mps_dir: str = "/run/leased/mps"
 
     release_budget_ns: int = 10_000_000_000
-    """The driver gives memory of a killed process back late, but not later (teardown.md 2.6)."""
+    """How long the driver may take to give back the memory of a process that was killed."""
 
     settle_apart_ns: int = 500_000_000
     """Two looks so far apart that agree are believed."""

@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from leased.hardware.config import EscapeePolicy, HardwareConfig
-from leased.hardware.crew import Crew
+from leased.hardware.crew import Crew, was_killed
 from leased.hardware.gpu.calls import Guests
 from leased.hardware.gpu.facts import Target
 from leased.terms.errors import DeviceError
@@ -32,7 +32,6 @@ GAUGER = "gpu gauge"
 """The worker that telemetry looks through; it keeps GPUs attached."""
 
 LET_GO_STEP_S = 0.05
-_KILLED = (errno.EPIPE, errno.ECONNRESET)
 
 
 class Desk:
@@ -133,7 +132,7 @@ class Desk:
         try:
             return await self._crew.task(worker, "gpu", verb, argument, returns, extra_ns=extra_ns)
         except DeviceError as error:
-            if error.verb != "worker_answer" or error.errno not in _KILLED:
+            if not was_killed(error):
                 raise
         await self._crew.see_off(worker)
         # The driver lets go of what a killed process had when it has the time, as of a lease's.

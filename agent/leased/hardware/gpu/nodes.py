@@ -5,7 +5,7 @@ still have open.
 Rule: by number, and read when they are needed: majors of the driver's modules are given out anew at
 each load, MIG capabilities at each change of the layout. A lease opens the GPU's own node, the two
 that all GPUs share (the driver authorises each client there), and of a MIG device its two access
-capabilities; never the tools', the display's or the configuration's nodes (teardown.md 2.4).
+capabilities; never the tools', the display's or the configuration's nodes.
 
 Does not open anything. Where `root` is not "/", nodes are stand-ins below it, and their numbers are
 what stat says.

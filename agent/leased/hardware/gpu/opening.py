@@ -23,9 +23,9 @@ from leased.hardware.gpu.sights import as_now, handle_of, look, parent_of
 from leased.hardware.occupants import read_or_empty
 from leased.hardware.openers import Opener
 from leased.terms.errors import DeviceError
+from leased.terms.moment import NS_PER_S
 
 _TOLD_MAX = 4
-_NS_PER_S = 1_000_000_000
 
 
 def ready(call: Ready, fds: list[int]) -> Readied:
@@ -34,7 +34,7 @@ def ready(call: Ready, fds: list[int]) -> Readied:
     sight = _look_alone(handle, call)
     if _is_short(sight, call):
         # What was freed just now the driver may not have back yet.
-        time.sleep(call.apart_ns / _NS_PER_S)
+        time.sleep(call.apart_ns / NS_PER_S)
         sight = _look_alone(handle, call)
     if _is_short(sight, call):
         used = f"{sight.usage.used_bytes >> 20} MiB of its memory are in use"

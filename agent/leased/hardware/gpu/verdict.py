@@ -4,7 +4,7 @@
 Rule: clean means that every item says so; each that does not is a step with an errno that names it.
 An item that the device was offered without (`Gpu.unanswered`, said in the inventory) is left out;
 any other that has no answer is not clean. Nothing here looks at utilization: it can stay at 100 %
-after a kill (teardown.md 0.8).
+after a kill.
 
     ESCAPEE_SCAN  EBUSY   somebody outside the lease has a node of it open (measured: how many)
     WITNESS       EBUSY   the driver lists processes with a context (how many)

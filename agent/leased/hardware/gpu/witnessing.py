@@ -18,8 +18,8 @@ from leased.hardware.gpu.calls import Sight, Witness, Witnessed
 from leased.hardware.gpu.examining import condition_of
 from leased.hardware.gpu.releasing import is_quiet
 from leased.hardware.gpu.sights import handle_of, look, now_ns, parent_of
+from leased.terms.moment import NS_PER_S
 
-_NS_PER_S = 1_000_000_000
 _AGAIN_S = 0.02
 
 
@@ -36,7 +36,7 @@ def witness(call: Witness, fds: list[int]) -> Witnessed:
         time.sleep(_AGAIN_S)
         sight = once()
     while sight.seen_ns < call.not_before_ns:
-        time.sleep((call.not_before_ns - sight.seen_ns) / _NS_PER_S)
+        time.sleep((call.not_before_ns - sight.seen_ns) / NS_PER_S)
         sight = once()
     condition = condition_of(parent, lambda question: None)
     mode = nvml.compute_mode_of(parent) if call.asks_mode else None

@@ -43,6 +43,7 @@ from leased.hardware.starting import STARTING_NS
 from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
+from leased.terms.moment import NS_PER_S
 from leased.terms.resource import Absence, Allotment, Resource, ResourceKind, Shape, shape_of
 from leased.terms.teardown import StepReport, TeardownStep
 
@@ -53,7 +54,6 @@ UNCOUNTED_LIMIT: Final = (
     " list of them is the only proof"
 )
 _AGAIN_NS: Final = 20_000_000
-_NS_PER_S: Final = 1_000_000_000
 _EVIDENCE: Final = struct.Struct("<16sIIQ")
 
 
@@ -145,7 +145,7 @@ class RdmaBackend:
         sizes, fds = tuple(allotment.capacity for allotment, _ in own), [fd for _, fd in own]
         rdma = self._config.rdma
         # Pinning touches what is touched already; it is far faster than the slowest touching.
-        extra_ns = sum(sizes) * _NS_PER_S // self._config.touch_bytes_per_s
+        extra_ns = sum(sizes) * NS_PER_S // self._config.touch_bytes_per_s
         asked = calls.Prepare(
             leaf=leaf,
             guid=guid,
@@ -295,7 +295,7 @@ class RdmaBackend:
                 if not left or last:
                     ledger.forget(lease.lease_id, left)
                     return left, errno.EBUSY if left else 0
-            await trio.sleep(_AGAIN_NS / _NS_PER_S)
+            await trio.sleep(_AGAIN_NS / NS_PER_S)
 
     async def _ask_witness(self, guid: str) -> calls.Listed:
         return await self._desk.ask_again(guid, "witness", calls.Witness(guid), calls.Listed)

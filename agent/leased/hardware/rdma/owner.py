@@ -27,6 +27,7 @@ from typing import Any, Final
 from leased.hardware import leaves, verbs
 from leased.hardware.rdma import protocol
 from leased.terms.errors import DeviceError
+from leased.terms.moment import NS_PER_S
 
 DOOR_FD: Final = 4
 """Where an owner keeps the door (native/rdma/confinement.c)."""
@@ -43,7 +44,6 @@ _CANDIDATES: Final = (
 _SLACK_BYTES: Final = 64 << 20
 """What a device's library may pin for itself: queues, doorbells."""
 
-_NS_PER_S: Final = 1_000_000_000
 _DYING_S: Final = 0.1
 
 _left: list[subprocess.Popen[Any]] = []
@@ -172,7 +172,7 @@ def _run(program: str, arguments: Sequence[str], fds: Sequence[int], budget_ns: 
     except OSError as error:
         raise DeviceError("rdma_start", error.errno or errno.EIO, program) from error
     try:
-        said, complaint = process.communicate(timeout=budget_ns / _NS_PER_S)
+        said, complaint = process.communicate(timeout=budget_ns / NS_PER_S)
     except subprocess.TimeoutExpired as error:
         leave(process)
         raise DeviceError("rdma_start", errno.ETIMEDOUT, " ".join(arguments)) from error

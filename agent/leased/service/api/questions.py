@@ -22,10 +22,10 @@ from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Holder
 from leased.ports import Holders as HolderScan
 from leased.service.api.connection import Connection
-from leased.service.api.streams import Streams
+from leased.service.api.streams import Streams, require_operator
 from leased.service.log.reader import ChainReader
 from leased.terms.command import Why
-from leased.terms.errors import CallerError, PermissionDenied, StateError
+from leased.terms.errors import CallerError, StateError
 from leased.terms.identity import CommandId
 from leased.terms.reply import Explained, Missing
 from leased.wire import objects, parameters, replies
@@ -98,7 +98,7 @@ class Questions:
         """io.leased.Audit.Read"""
         asked = call.parameters
         assert isinstance(asked, parameters.AuditRead)
-        _require_operator(connection)
+        require_operator(connection)
         page = await self._chain.read(
             asked.from_sequence, records_max=asked.records_max, bytes_max=asked.bytes_max
         )
@@ -107,7 +107,7 @@ class Questions:
 
     async def verify_chain(self, connection: Connection, call: Call) -> None:
         """io.leased.Audit.Verify"""
-        _require_operator(connection)
+        require_operator(connection)
         try:
             verdict = json.loads(await self._chain.verify())
         except (ValueError, trio.TooSlowError) as error:
@@ -169,8 +169,3 @@ def portray_holder(holder: Holder, *, operator: bool) -> objects.Holder:
         resource_id=holder.resource_id,
         lease_id=holder.lease_id.hex() if operator and holder.lease_id else None,
     )
-
-
-def _require_operator(connection: Connection) -> None:
-    if not connection.caller.operator:
-        raise PermissionDenied("the chain tells of every tenant: only an operator may read it")

@@ -77,7 +77,8 @@ def make_dispatcher(agent: Agent) -> Dispatcher:
             agent.policies, agent.sequencer.lessor, clock=agent.clock, entropy=agent.entropy
         ),
         adoption=Adoption(
-            sequencer=agent.sequencer,
+            ask=streams.ask,
+            ask_own=agent.sequencer.ask_own,
             adoptions=agent.devices.adoptions,
             walls=walls,
             entropy=agent.entropy,

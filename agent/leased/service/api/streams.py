@@ -44,10 +44,10 @@ from leased.wire.portrayal import portray_lease, portray_notice
 
 FIRST_INTERVAL_NS = 1 * NS_PER_S
 INTERVAL_NS_MIN = 100 * NS_PER_MS
+"""Of samples to one watcher: it may be impatient, not greedy. They are made more seldom."""
 RESOURCES_PAUSE_NS = 100 * NS_PER_MS
 """Between two lists of all resources to one watcher: where hundreds watch, each grant would wait
 for as many."""
-"""Nothing is sampled more often than every ten seconds; a client may be impatient, not greedy."""
 _RESOURCE_EVENTS = LeaseEvent | InventoryChanged | HealthChanged | CordonChanged | ResourceFenced
 
 
@@ -211,8 +211,7 @@ class Streams:
         """io.leased.Audit.Watch"""
         asked = call.parameters
         assert isinstance(asked, parameters.AuditWatch)
-        if not connection.caller.operator:
-            raise PermissionDenied("the chain tells of every tenant: only an operator may read it")
+        require_operator(connection)
         with self._feed.subscribe() as subscription:
             at = self._chain.next_seq if asked.from_sequence is None else asked.from_sequence
             while True:
@@ -262,6 +261,12 @@ class Streams:
         connection.answer(call, wire, continues=continues)
         await connection.settle(call)
         await trio.lowlevel.checkpoint()
+
+
+def require_operator(connection: Connection) -> None:
+    """Raises PermissionDenied."""
+    if not connection.caller.operator:
+        raise PermissionDenied("the chain tells of every tenant: only an operator may read it")
 
 
 def _shown(change: Change, only: LeaseId | None, caller: Caller) -> list[Lease]:

@@ -3,9 +3,9 @@
 
 Rule: only a root that is the node's own, cosigned by the key that was enrolled under the name in
 the certificate, is put on record, for each collector by itself: a quorum is told by the log alone.
-A countersignature is a record itself, so nothing is sealed for a head that lies beyond the
-collector's last one by countersignatures alone: two of them would chase each other for ever. What
-is acknowledged never shrinks, also not by a restart.
+A countersignature is a record itself. So where a head is ahead of the collector's last one by
+nothing but countersignatures, none is sealed for it: two collectors would have the log grow for
+ever by acknowledging each other. What is acknowledged never shrinks, not even by a restart.
 
 Does not prune what is acknowledged, and does not judge what a collector says of the time.
 """
@@ -27,6 +27,7 @@ from leased.service.fleet.pulling import PulledLog
 from leased.terms.command import Command, NoteCountersigned
 from leased.terms.errors import ChainError
 from leased.terms.event import Event, HeadCountersigned
+from leased.terms.quantity import print_duration
 from leased.terms.reply import Reply
 
 TIME_BYTES: Final = 8
@@ -144,7 +145,9 @@ class Countersigning:
             return self.by_name[collector.name]
         now_ns = self._clock.now().boot_ns
         if held.sealed_ns is not None and now_ns - held.sealed_ns < self._apart_ns():
-            return Denied(429, "slow-down", "the last acknowledgement was less than this ago")
+            apart = print_duration(self._apart_ns())
+            why = f"the last acknowledgement of {collector.name} is less than {apart} old"
+            return Denied(429, "slow-down", why)
         self._sealed = None
         await self._ask(
             NoteCountersigned(
@@ -162,7 +165,7 @@ class Countersigning:
         return self.by_name[collector.name]
 
     def quorum_size(self) -> int:
-        """How many records every collector that has to has acknowledged."""
+        """How many records as many collectors as the quorum wants have acknowledged."""
         policy = self._policy()
         sizes = {name: max(one.size, 0) for name, one in self.by_name.items()}
         return policy.reached(sizes, 0)

@@ -142,7 +142,10 @@ class Fleet:
         """Use a new configuration, that was checked; say aloud what cannot be used all the same. A
         door is neither moved nor closed."""
         if not listening.on and self.listener is not None:
-            self._say("the listener stays as it was until the next start")
+            self._say(
+                "[listener] names no certificate any more; collectors may connect as before until"
+                " the next start"
+            )
             return
         self._listening = listening
         if listening.on:

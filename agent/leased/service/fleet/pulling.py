@@ -76,7 +76,7 @@ class PulledLog:
         return self._opened.countersigned
 
     def acknowledge(self, size: int) -> None:
-        """So many records are acknowledged by every collector that has to."""
+        """So many records are acknowledged by as many collectors as the quorum wants."""
         self._opened.acknowledge(size)
 
     def wake(self) -> None:

@@ -4,8 +4,8 @@
 Rule: TLS 1.3 with certificates on both sides, or no connection. What is configured is judged before
 it is used: a key that others may read, a certificate of another role, of another node, of a CA that
 no collector trusts or past its end is refused and named, and what was in force before stays in
-force. Connections that are there go
-on as they began. There are no session tickets: every connection shows its certificate.
+force. Connections that are there go on as they began. There are no session tickets: every
+connection shows its certificate.
 
 Does not listen (`listener`) and makes no certificates (`leasectl pki`).
 """

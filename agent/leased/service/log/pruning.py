@@ -2,12 +2,13 @@
 """Pruning: old segments that every configured collector has acknowledged go, at a start and while
 the agent runs.
 
-Rule: without a collector nothing is ever pruned; with several the slowest decides of those that it
-takes (`[listener] quorum`), and only what it has put on record here counts. A Pruned record first,
-anchored together with the new beginning, then the files; at a start after it has said anew what
-starts say, later with all of that said anew in the same batch. A file that cannot be removed stays,
-and goes at the next start. A running agent removes a few segments at once and then lets others have
-the disk.
+Rule: without a collector nothing is ever pruned; with several the slowest of the quorum decides
+(`[listener] quorum`), and only what is on record here as acknowledged counts. First a Pruned record
+is anchored, together with the new beginning of the log; then the files go. What a start seals of
+the node (its inventory, policy and so on) must not go with them: at a start it has just been sealed
+anew, while the agent runs it is sealed anew in the batch of the Pruned record. A file that cannot
+be removed stays, and goes at the next start. A running agent removes a few segments at once and
+then lets others have the disk.
 
 Does not choose segments (`durable.retention`).
 """
@@ -127,7 +128,7 @@ class Pruning:
         self._clock, self._ask, self._say, self._aside = clock, ask, say, aside
 
     async def run(self) -> None:
-        """Until cancelled. A disk that does not let go is said, and tried again."""
+        """Until cancelled. What a disk does not let go is told, and goes at the next start."""
         while True:
             try:
                 more = await self._turn()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the log has room for more than the ends of the leases that live (DRAIN of chain.md
-section 6), and that whoever reads the journal is told.
+"""Whether the log has room for more than the ends of the leases that live. Without it the log is in
+state "drain", and whoever reads the system journal is told.
 
-Rule: what it says is what admission goes by. Leases begin and end faster than a spare segment is
-made, so only what is so at two looks is told; the end of it as well.
+Rule: admission goes by the same answer. Leases begin and end faster than a spare segment is made,
+so a change is told only when two looks in a row have found it.
 
 Does not refuse anything (`sequencer`) and makes no room.
 """

@@ -40,9 +40,9 @@ NO_RATE_HASH: Final = bytes(32)
 
 class Policies:
     """The documents of one agent. `config` is the configuration in force, `ask` puts a command
-    through the sequencer, `in_force` and `document` are what is, by its hash and itself, `unbroken`
-    is a scope in which nobody is cancelled as long as that answers, and `changed` is called when
-    another document is in force. What changes it comes one after the other.
+    through the sequencer, `in_force` is the hash of the policy in force and `document` that policy,
+    `unbroken` is a scope in which nobody is cancelled as long as the sequencer answers, and
+    `changed` is called when another document is in force. Changes are made one after the other.
     """
 
     def __init__(

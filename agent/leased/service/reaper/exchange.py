@@ -5,7 +5,7 @@ waiting for ever.
 Rule: what is asked in the same turn of the event loop goes out in one packet. The reaper answers
 within `answer_s` or the connection is given up and made anew; what was not answered is asked again
 (every request may be repeated), after whatever the owner wants to be asked first. The reaper hears
-of us every HEARTBEAT_S.
+of us every HEARTBEAT_S, which keeps its backstop away from leases whose cut was asked for here.
 
 Does not know what a lease is: `Owner` does.
 """

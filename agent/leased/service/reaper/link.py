@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The link to the reaper: the Reaper port over its socket.
 
-Rule: calls made in the same turn of the event loop go out in one packet, and no call waits for
-ever: the reaper answers within ANSWER_S or the connection is given up and made anew; what was not
-answered is then asked again (every request may be repeated), and a caller whose time is up gets
-DeviceError. After each reconnection everything the agent holds is armed again before anything else,
-so that a reaper that lost its memory is told. A renewal takes no call: the deadlines lie in memory
-shared with the reaper (decisions/0019).
-
-Descriptors given to `arm_many` stay the caller's and must stay open until `disarm_many` has
-returned. While the link lives it is heard of every HEARTBEAT_S, which keeps the backstop away from
-leases whose cut was asked for here.
+Rule: no call waits for ever (`exchange`): a caller whose time is up gets DeviceError. After each
+reconnection everything the agent holds is armed again before anything else, so that a reaper that
+lost its memory is told. A renewal takes no call: the deadlines lie in memory shared with the reaper
+(decisions/0019). Descriptors given to `arm_many` stay the caller's and must stay open until
+`disarm_many` has returned.
 
 Does not decide what a failure means, and does not supervise the reaper: `restart` is called when
 nobody listens.

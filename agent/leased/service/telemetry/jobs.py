@@ -4,10 +4,10 @@
 There one file is named after each GPU's index and holds a job a line; dcgm-exporter adds it to the
 GPU's metrics as `hpc_job`. Here a job is the lease's id.
 
-Rule: the directory says what the agent knows now: a file is replaced whole, and a GPU that nobody
-has, has an empty file (a file that was there and went away would be read as an error): also one
-that an agent before wrote, of a GPU that is there no more. Files of other names are nobody's
-business here, and of a GPU's name only a regular file is read: a pipe would be waited at for ever.
+Rule: the directory says what the agent knows now. A file is replaced whole and never removed
+(dcgm-exporter takes a file that went away for an error): a GPU that nobody has, or that is there no
+more, has an empty one, also where an earlier run of the agent wrote it. Files of other names are
+left alone, and only regular files are read: a pipe would be waited at for ever.
 
 Does not make the directory: whoever configures it decides who may read it.
 """

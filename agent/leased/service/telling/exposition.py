@@ -116,7 +116,7 @@ def _of_fleet(agent: Agent) -> Iterator[Family]:
         Sample(one.size, {"collector": name}) for name, one in fleet.countersigning.by_name.items()
     )
     yield Family("leased_acknowledged_records", "gauge", "Records that a collector has.", held)
-    what = "Records that every collector has that has to ([listener] quorum)."
+    what = "Records that as many collectors have as [listener] quorum wants."
     yield _gauge("leased_quorum_records", what, fleet.countersigning.quorum_size())
     if listener is not None:
         yield _gauge(

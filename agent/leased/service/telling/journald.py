@@ -3,10 +3,10 @@
 is too large for one.
 
 Rule: nothing waits for the journal. What comes in is bounded by a rate and a backlog, what cannot
-be written at once is dropped, and what was dropped is counted and said; but for what is CRIT and
-what tells of the log's state, its end included: that is kept until the journal takes it, and all
-behind it for so long. Where there is no journal, the sentences go to standard error under the same
-terms, and at the end what is kept and was not taken.
+be written at once is dropped, and what was dropped is counted and said. Only what is CRIT, and what
+tells of the log's state, its end included, is kept until the journal takes it, and what came after
+it waits as long. Where there is no journal, the sentences go to standard error under the same
+terms; at the end of the process, so does what is kept and was not taken.
 
 Does not say what an event means (`narration`), and is never the record: that is the chain.
 """

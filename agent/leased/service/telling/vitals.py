@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vitals: what the agent says of itself: how far its chain goes, and how it is.
 
-Rule: the head shown is the anchored one, and the checkpoint is signed over exactly the tree that
-ends there. Nothing here changes anything.
+Rule: the head shown is the anchored one, and its signed note is over exactly the tree that ends
+there. Nothing here changes anything.
 
 Does not tell of tenants.
 """
