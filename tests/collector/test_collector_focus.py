@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,17 @@ def check_row(row: dict[str, str]) -> None:
         assert isinstance(json.loads(row["Tags"]), dict)
 
 
+def costs_what_it_says(row: dict[str, str]) -> None:
+    """Cost = price x quantity, by the list and as contracted; the latter is what was billed, but
+    for its rounding."""
+    if not row["PricingQuantity"]:
+        return
+    quantity = Fraction(row["PricingQuantity"])
+    for name in ("List", "Contracted"):
+        assert Fraction(row[f"{name}Cost"]) == Fraction(row[f"{name}UnitPrice"]) * quantity
+    assert abs(Fraction(row["ContractedCost"]) - Fraction(row["BilledCost"])) < Fraction(1, 100)
+
+
 def rows_of(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
@@ -166,6 +178,7 @@ def test_the_rows_of_a_bill_add_up_to_it(held, terms, tasks, credit):
     rows = rows_of(accounts.focus("t", "2024-01"))
     for row in rows:
         check_row(row)
+        costs_what_it_says(row)
     for name in ("BilledCost", "EffectiveCost"):
         assert sum((Decimal(row[name]) for row in rows), Decimal(0)) == Decimal(bill.total)
 

@@ -125,6 +125,26 @@ def test_who_had_nothing_of_a_month_yet_does_not_keep_others_from_their_bills(tm
         accounts.issue("2023-12")
 
 
+ZONES = ("UTC", "America/New_York", "Pacific/Kiritimati", "Etc/GMT+12", "Europe/Berlin", "UTC")
+
+
+def test_a_tenant_whose_zone_is_changed_pays_every_hour_once(tmp_path: Path):
+    """Kiritimati is 26 hours before the Etc/GMT+12. February and July are billed after the month
+    that follows them."""
+    node = msgspec.structs.replace(NODE, watermark_ns=JANUARY_NS + 400 * 24 * HOUR_NS)
+    source, invoices = WrittenSource(node=node), Invoices(tmp_path)
+    source.hold("t", CPU, 1_000, range(-48, 370 * 24))
+    for at, month in enumerate((1, 3, 2, 4, 5, 6, 8, 7, 9, 10, 11, 12)):
+        terms = Terms(time_zones=(("t", ZONES[at // 2]),))
+        (bill,) = Accounts(source, terms, invoices).issue(f"2024-{month:02}")
+        hours = (int(bill.to_ns) - int(bill.from_ns)) // HOUR_NS
+        assert bill.line_items[0].quantity == str(hours * 3600) and not bill.corrections
+    year = invoices.of_tenant("t")
+    assert [one.to_ns for one in year[:-1]] == [one.from_ns for one in year[1:]]
+    assert int(year[0].from_ns) == JANUARY_NS
+    assert int(year[-1].to_ns) == JANUARY_NS + 366 * 24 * HOUR_NS
+
+
 def test_a_plan_and_a_minimum_are_billed_to_who_never_had_a_lease(tmp_path: Path):
     source, invoices = fleet(tmp_path)
     since_ns, until_ns = JANUARY_NS, JANUARY_NS + 31 * 24 * HOUR_NS

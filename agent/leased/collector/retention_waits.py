@@ -37,9 +37,8 @@ def back(now_ns: int, months: int | None) -> int | None:
     if months is None:
         return None
     now = datetime.fromtimestamp(now_ns // 10**9, UTC)
-    number = now.year * 12 + now.month - 1 - months
-    year, month = divmod(number, 12)
-    return None if year < 1970 else periods.month(f"{year:04d}-{month + 1:02d}").from_ns
+    name = periods.month_beside(f"{now.year:04}-{now.month:02}", -months)
+    return None if name < "1970" else periods.month(name).from_ns
 
 
 def usage_begin(rule: Rule, terms: Terms, now_ns: int) -> int:

@@ -33,8 +33,8 @@ from leased.terms.errors import EX_DATAERR, InvalidParameter
 
 STATE: Final = Path("/var/lib/leased-collector")
 DECIMALS_MAX: Final = 30
-MONTH_NS_MAX: Final = 32 * 86_400 * 10**9
-"""A bill is of one month, wherever it is."""
+MONTH_NS_MAX: Final = 33 * 86_400 * 10**9
+"""A bill is of one month, wherever it is: where it ends may be 26 hours behind where it began."""
 
 
 def add_bill(parser: argparse.ArgumentParser) -> None:

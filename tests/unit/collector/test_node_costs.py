@@ -15,16 +15,17 @@ from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.node_costs import node_costs
 from leased.collector.accounts.periods import Window
 from leased.collector.metering.reference import Chain, ReferenceSource
-from leased.collector.metering.sources import NodeAmount
+from leased.collector.metering.sources import Held, NodeAmount, Quiet
+from leased.collector.planning import capacity
 from leased.economics.attribution import Spread
 from leased.economics.contracts import CardVersion, Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import DEFAULT_CARD, RateCard
-from leased.terms.lease import AccountingTag
+from leased.terms.lease import AccountingTag, Priority
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import Allotment, ResourceKind
-from tests.doubles.accounts import GIB, JANUARY_HOURS, JANUARY_NS, WrittenSource
+from tests.doubles.accounts import GIB, JANUARY_HOURS, JANUARY_NS, NODE, WrittenSource
 from tests.doubles.economics_history import History, subject
 
 CPU, MEM, BLOCK = ResourceKind.CPU, ResourceKind.MEM, ResourceKind.BLOCK
@@ -134,3 +135,17 @@ def test_columns_add_up_to_what_is_told_of_all_nodes(seed: int) -> None:
         assert sum(parts_told) == one.provisioned_cost
         for said, part in zip(parts_told, exact[one.node], strict=True):
             assert abs(Fraction(said) - part) < Fraction(1, 100)
+
+
+def test_an_idle_node_costs_what_its_idle_capacity_costs() -> None:
+    """Also where leases of standard priority are free, or pay half."""
+    source, end_ns = WrittenSource(), NODE.watermark_ns
+    source.now = [Held(NODE.node_id, Pool.PROVISIONED, "", CPU, None, 8_000)]
+    source.stretches = [Quiet(NODE.node_id, end_ns - 2 * HOUR_NS, end_ns)]
+    amount = 8_000 * 2 * HOUR_NS
+    source.by_node = [NodeAmount(NODE.node_id, CPU, None, amount, 0, 0, 0, amount, 0)]
+    for paid_pm in (0, 500, 1000):
+        card = RateCard(DEFAULT_CARD.rates, "USD", 2, ((Priority.STANDARD, paid_pm),))
+        accounts = Accounts(source, Terms((CardVersion(0, card),), card))
+        wasted = capacity.idle(accounts).total_waste_last_7d
+        assert wasted == node_costs(accounts, accounts.last("2h")).idle_cost == Decimal("115.20")

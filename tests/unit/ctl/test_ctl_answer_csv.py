@@ -12,10 +12,14 @@ from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
 
 
-def shown(*rows: dict[str, object]) -> list[dict[str, str]]:
+def told(answer: dict[str, object], *, as_csv: bool) -> str:
     out = io.StringIO()
-    show_answer({"rows": list(rows)}, Namespace(json=False, csv=True), Console(out, io.StringIO()))
-    return list(csv.DictReader(io.StringIO(out.getvalue())))
+    show_answer(answer, Namespace(json=False, csv=as_csv), Console(out, io.StringIO()))
+    return out.getvalue()
+
+
+def shown(*rows: dict[str, object]) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(told({"rows": list(rows)}, as_csv=True))))
 
 
 def test_what_a_spreadsheet_would_take_for_a_formula_is_text():
@@ -27,3 +31,11 @@ def test_what_a_spreadsheet_would_take_for_a_formula_is_text():
 def test_numbers_stay_numbers_and_truth_is_written_as_in_json():
     (row,) = shown({"cost": Decimal("-1.50"), "cost_exact": "-1.5", "final": True, "tier": None})
     assert row == {"cost": "-1.50", "cost_exact": "-1.5", "final": "true", "tier": ""}
+
+
+def test_small_numbers_have_their_digits_and_no_exponent():
+    """In a currency of nine digits, nothing was `0E-9`."""
+    row = {"cost": Decimal("0.000000000"), "peak": Decimal("0.000000009")}
+    assert shown(row) == [{"cost": "0.000000000", "peak": "0.000000009"}]
+    lines = told({"total": row["cost"], "rows": [row]}, as_csv=False)
+    assert "total: 0.000000000\n" in lines and "0.000000009" in lines

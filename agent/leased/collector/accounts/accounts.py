@@ -135,8 +135,19 @@ class Accounts:
         return month
 
     def zoned(self, text: str, tenant: str | None = None) -> Month:
-        """The same, whatever there is of it. Raises InvalidParameter."""
-        return periods.month(text, dict(self.terms.time_zones).get(tenant or "", "UTC"))
+        """The same, whatever there is of it. Where the tenant's zone was another when the month
+        before or after was issued, it begins or ends with that bill. Raises InvalidParameter."""
+        month = periods.month(text, dict(self.terms.time_zones).get(tenant or "", "UTC"))
+        if tenant is None or self.invoices is None:
+            return month
+        before, after = (
+            self.invoices.issued(tenant, periods.month_beside(text, by)) for by in (-1, 1)
+        )
+        return Month(
+            text,
+            month.from_ns if before is None else int(before.to_ns),
+            month.to_ns if after is None else int(after.from_ns),
+        )
 
     def known(self, tenant: str) -> str:
         """`tenant`, if any record mentions it. Raises InvalidParameter, UnknownTenant."""

@@ -202,7 +202,7 @@ def _usage_rows(bill: Bill, line: BillLine, parts: list[_Part]) -> Iterator[dict
                 "ConsumedUnit": unit_name(line.unit),
                 "PricingQuantity": exact(quantity),
                 "PricingUnit": unit_name(line.unit),
-                "PricingCategory": "Dynamic" if line.priority == "scavenger" else "Standard",
+                "PricingCategory": _category(line),
                 "Tags": _tags(tag),
             }
         )
@@ -226,7 +226,8 @@ def _whole_row(bill: Bill, line: BillLine) -> dict[str, str]:
         }
     fee = line.unit == FEE_UNIT
     # Of the quantity as it is written, which may have been rounded: readers multiply.
-    cost = exact(Fraction(line.unit_price) * Fraction(line.quantity))
+    listed, quantity = Fraction(line.unit_price), Fraction(line.quantity)
+    price = listed * Fraction(line.multiplier_pm, PERMILLE)
     return (
         row
         | _service(line)
@@ -234,17 +235,21 @@ def _whole_row(bill: Bill, line: BillLine) -> dict[str, str]:
             "ChargeCategory": "Purchase" if fee else "Usage",
             "ChargeFrequency": "Recurring" if fee else "Usage-Based",
             "EffectiveCost": "0" if fee else line.total,
-            "ListCost": cost,
+            "ListCost": exact(listed * quantity),
             "ListUnitPrice": line.unit_price,
-            "ContractedCost": cost,
-            "ContractedUnitPrice": line.unit_price,
+            "ContractedCost": exact(price * quantity),
+            "ContractedUnitPrice": exact(price),
             "PricingQuantity": line.quantity,
             "PricingUnit": unit_name(line.unit),
-            "PricingCategory": "Committed" if fee else "Standard",
+            "PricingCategory": "Committed" if fee else _category(line),
             "ConsumedQuantity": "" if fee else line.quantity,
             "ConsumedUnit": "" if fee else unit_name(line.unit),
         }
     )
+
+
+def _category(line: BillLine) -> str:
+    return "Dynamic" if line.priority == "scavenger" else "Standard"
 
 
 def _covered_row(bill: Bill, line: BillLine) -> dict[str, str]:

@@ -116,9 +116,14 @@ def months(start: str, end: str) -> list[str]:
     named = []
     while first.from_ns < last.to_ns:
         named.append(first.name)
-        year, number = divmod(int(first.name[:4]) * 12 + int(first.name[5:]), 12)
-        first = month(f"{year:04}-{number + 1:02}")
+        first = month(month_beside(first.name, 1))
     return named
+
+
+def month_beside(name: str, by: int) -> str:
+    """The name of the month that is so many later (below zero: earlier) than one."""
+    year, number = divmod(int(name[:4]) * 12 + int(name[5:]) - 1 + by, 12)
+    return f"{year:04}-{number + 1:02}"
 
 
 def label_of_day(text: str, parameter: str) -> int:

@@ -213,8 +213,8 @@ class Reports:
         soft = capacity.soft_of(self._ground())
         changed_ns = max((one.turned_wall_ns for one in self._fleet().nodes()), default=0)
         with self.samples() as samples:
-            end_s = call.now_ns // NS_PER_S
-            depth = None if samples is None else queue_depth(samples, end_s)
+            now_s = call.now_ns // NS_PER_S
+            depth = None if samples is None else queue_depth(samples, now_s)
         marks = self._thresholds
         ask = partial(
             capacity.capacity, soft=soft, marks=marks, changed_ns=changed_ns, queue_depth=depth

@@ -32,12 +32,12 @@ from leased.collector.accounts.periods import Window
 from leased.collector.metering.sources import Held, Quiet
 from leased.collector.planning.thresholds import Load, Thresholds, alerts, scaling
 from leased.economics.amounts import exact, rounded
+from leased.economics.attribution import plain_cost
 from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
 from leased.economics.statement import fixed
-from leased.terms.lease import Priority
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy
 from leased.terms.resource import ResourceKind, TierKind
@@ -211,6 +211,4 @@ def list_cost(accounts: Accounts, key: UsageKey, amount: int) -> Fraction:
 
 def list_price(card: RateCard, kind: ResourceKind, tier: TierKind | None) -> Fraction:
     """Of one unit for an hour, whatever the priority."""
-    cost = card.cost(UNIT[kind] * HOUR_NS, kind, tier, Priority.STANDARD)
-    plain = Fraction(cost.numerator, cost.denominator)
-    return plain * 1000 / Fraction(card.multiplier_pm(Priority.STANDARD) or 1000)
+    return plain_cost(card, kind, tier, UNIT[kind] * HOUR_NS)

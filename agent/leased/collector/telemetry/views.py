@@ -65,13 +65,13 @@ def utilization_of(rollup: Rollup | None, held_ns: int) -> Utilization:
     )
 
 
-def queue_depth(store: Store, end_s: int) -> int | None:
-    """How many requests wait on all nodes together, on the mean of the two last windows that begin
-    before `end_s` (Unix s); None: no node says."""
-    first_s = (end_s - 1) // WINDOW_S * WINDOW_S - WINDOW_S
+def queue_depth(store: Store, now_s: int) -> int | None:
+    """How many requests wait on all nodes together at `now_s` (Unix s), on the mean of the window
+    that is open then and the one before; None: no node says."""
+    first_s = now_s // WINDOW_S * WINDOW_S - WINDOW_S
     found = [
         -(-rollup.total // rollup.count)
-        for _, rollup in store.read(["leased.queue.depth"], first_s, end_s)
+        for _, rollup in store.read(["leased.queue.depth"], first_s, now_s + 1)
         if rollup.count
     ]
     return sum(found) if found else None

@@ -37,7 +37,6 @@ from leased.collector.planning import idle_leases
 from leased.collector.planning.reserving import reservations
 from leased.collector.planning.scheduled_scaling import scheduled_scaling
 from leased.collector.planning.spot import spot
-from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import recorded
 from leased.collector.telemetry.views import queue_depth
 from leased.collector.verbs.store import add_last, add_terms, fleet_of, opened
@@ -74,7 +73,7 @@ def _idle(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
 def _capacity(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
     with recorded(chosen.state) as samples:
         # Records are of when they were pulled last, and so is the queue.
-        depth = None if samples is None else queue_depth(samples, samples.last_s() + WINDOW_S)
+        depth = None if samples is None else queue_depth(samples, samples.last_s())
     found = settings.load(chosen.config)
     ground = settings.load_ground(found, (chosen.config or settings.CONFIG).parent)
     ask = partial(
