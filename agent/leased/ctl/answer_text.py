@@ -39,7 +39,9 @@ def _csv(told: Mapping[str, Any]) -> str:
     if rows:
         writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({name: spreadsheet.cell(row[name]) for name in row} for row in rows)
+        writer.writerows(
+            {name: spreadsheet.cell(_plain(row[name])) for name in row} for row in rows
+        )
     return out.getvalue()
 
 
@@ -86,7 +88,12 @@ def _text(value: object) -> str:
         return ", ".join(f"{_title(k)} {_text(one)}" for k, one in value.items()) or "none"
     if isinstance(value, (list, tuple)):
         return _list(value)
-    return f"{value:f}" if isinstance(value, Decimal) else str(value)
+    return str(_plain(value))
+
+
+def _plain(value: object) -> object:
+    """A number with all of its digits, and no exponent."""
+    return f"{value:f}" if isinstance(value, Decimal) else value
 
 
 def _list(values: Iterable[object]) -> str:

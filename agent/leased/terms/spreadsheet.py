@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cells of a CSV file, for spreadsheets: what others call their jobs is text there.
 
-Rule: what a spreadsheet would take for a formula is text, and a number stays one, with all of its
-digits: never 1E-9; true and false are written as JSON has them.
+Rule: what a spreadsheet would take for a formula is text, and a number stays one; true and false
+are written as JSON has them.
 
 Does not write files, and does not quote: that is `csv`'s.
 """
@@ -10,7 +10,6 @@ Does not write files, and does not quote: that is `csv`'s.
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from typing import Any, Final
 
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
@@ -23,6 +22,4 @@ def cell(value: Any) -> Any:
         return "true" if value else "false"
     if isinstance(value, str) and value[:1] in _FORMULA and not _NUMBER.match(value):
         return "'" + value
-    if isinstance(value, Decimal):
-        return f"{value:f}"
     return value

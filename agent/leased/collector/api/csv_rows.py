@@ -33,5 +33,8 @@ def csv_of(report: answers.UsageReport) -> bytes:
     left_out = ("leases",) if by_lease else OF_LEASES
     writer = csv.DictWriter(out, [one for one in _COLUMNS if one not in left_out])
     writer.writeheader()
-    writer.writerows({key: spreadsheet.cell(value) for key, value in row.items()} for row in told)
+    writer.writerows(
+        {key: f"{v:f}" if isinstance(v, Decimal) else spreadsheet.cell(v) for key, v in row.items()}
+        for row in told
+    )
     return out.getvalue().encode()
