@@ -171,6 +171,24 @@ def test_an_operators_word_ends_it(
     assert peer.read(key) in REFUSED
 
 
+def test_a_device_that_is_renamed_ends_its_lease_all_the_same(
+    connection: Connection, peer: RemotePeer, resource_id: str
+) -> None:
+    """It is who it is by its GUID."""
+    before = host.free(resource_id)
+    lease_id = lease_region(connection, resource_id)
+    key = connect(connection, lease_id, peer)
+    host.run("rdma", "dev", "set", NEAR, "name", "renamed0")
+    try:
+        assert peer.read(key) == 0
+        connection.call("Lease.Release", lease_id=lease_id)
+        host.closed(lease_id)
+    finally:
+        host.run("rdma", "dev", "set", "renamed0", "name", NEAR)
+    assert_nothing_is_left(lease_id, "released", before, resource_id)
+    assert peer.read(key) in REFUSED
+
+
 def test_an_owner_that_dies_ends_its_lease(
     connection: Connection, peer: RemotePeer, resource_id: str
 ) -> None:

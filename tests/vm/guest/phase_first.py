@@ -8,6 +8,8 @@ import mmap
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -184,6 +186,19 @@ def test_huge_pages_of_the_right_node_come_back(connection: Connection) -> None:
     assert [host.huge_pages_free(node) for node in (0, 1)] == before
 
 
+def test_huge_pages_that_somebody_takes_without_a_lease_have_none_fenced(
+    connection: Connection,
+) -> None:
+    before = host.huge_pages_free(0)
+    granted = connection.acquire(memory(4 * MIB, node=0, page_size=2 * MIB), ttl_s=LIVES_S)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000  # MAP_HUGETLB; the node is our own
+    with mmap.mmap(-1, 4 * MIB, flags=flags) as taken:
+        taken[0] = taken[2 * MIB] = 1
+        assert host.huge_pages_free(0) == before - 4
+        assert_given_back(connection, granted["lease"]["lease_id"])
+    assert host.huge_pages_free(0) == before
+
+
 def test_more_huge_pages_than_there_are_is_refused_with_its_numbers(connection: Connection) -> None:
     with pytest.raises(Failed) as refused:
         connection.acquire(memory(25 * 2 * MIB, node=0, page_size=2 * MIB))
@@ -224,6 +239,29 @@ def test_a_tenant_sees_nothing_of_another() -> None:
     end(pids)
     assert host.closed(lease_id)["state"] == "reclaimed"
     process.wait()
+
+
+def test_births_are_heard_from_inside_the_unit(connection: Connection) -> None:
+    """Whoever listens to the kernel's process connector hears how it answered others, too: so the
+    agent's worker asked to be told of births while it adopted, and was let."""
+    granted = connection.acquire({"kind": "cpu", "capacity": 100}, bind="cgroup", ttl_s=LIVES_S)
+    lease_id = granted["lease"]["lease_id"]
+    with (
+        socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 11) as births,
+        subprocess.Popen(["sleep", "infinity"]) as adopted,
+    ):
+        births.bind((0, 1))
+        births.settimeout(30)
+        births.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE: it hears of all
+        call("Admin.Adopt", ADMIN, lease_id=lease_id, pid=adopted.pid)
+        assert lease_id in Path(f"/proc/{adopted.pid}/cgroup").read_text()
+        what = None
+        while what != 0:  # PROC_EVENT_NONE: an answer
+            told = births.recv(4096)
+            (what,) = struct.unpack_from("=I", told, 16 + 20)
+        assert struct.unpack_from("=I", told, 16 + 20 + 16) == (0,)
+        adopted.kill()
+    assert_given_back(connection, lease_id)
 
 
 # ---- processors ----------------------------------------------------------------------------------
