@@ -6,7 +6,7 @@
  *
  * Why not <infiniband/verbs.h>: the library is loaded at run time and may be absent, and a build
  * that needed its headers would ask every host for a package that most have no use for. The layouts
- * are the library's ABI since IBVERBS_1.1 (2006); native/test/check_rdma_abi.c compares each with
+ * are the library's ABI since IBVERBS_1.1 (2006); native/test/rdma/abi.c compares each with
  * the real header wherever that is installed, and the VM's tests have it installed.
  *
  * Does not call anything (`library.c`).

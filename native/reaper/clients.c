@@ -31,8 +31,6 @@ union fd_room {
 /* Listen on the runtime directory's socket, or go on with the one systemd holds for us. */
 int clients_listen(struct reaper *r, int inherited_fd)
 {
-	for (uint32_t i = 0; i < CLIENTS_MAX; i++)
-		r->clients[i].fd = -1;
 	r->listen_fd = inherited_fd;
 	if (inherited_fd < 0) {
 		struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -78,18 +76,23 @@ static bool may_connect(const struct reaper *r, int fd)
 	return false;
 }
 
-/* Whoever cannot be let in stays at the door, which stays ready: we would turn without a pause,
- * before everybody on this processor, until there is room. */
-static void be_deaf(struct reaper *r)
+static void say_no_room(int error)
 {
 	static uint64_t say_again_ns;
 	const uint64_t now = boot_now();
-	if (now >= say_again_ns) {
-		say(LOG_ERR, "event=no_room_for_clients errno=%d", errno);
-		say_again_ns = now + 10 * NS_PER_S;
-	}
+	if (now < say_again_ns)
+		return;
+	say(LOG_ERR, "event=no_room_for_clients errno=%d", error);
+	say_again_ns = now + 10 * NS_PER_S;
+}
+
+/* Whoever cannot be let in stays at the door, which stays ready: we would turn without a pause,
+ * before everybody on this processor, until there is room. */
+static void be_deaf(struct reaper *r, int error)
+{
+	say_no_room(error);
 	(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, r->listen_fd, NULL);
-	r->listen_due_ns = now + DEAF_NS;
+	r->listen_due_ns = boot_now() + DEAF_NS;
 }
 
 void clients_listen_again(struct reaper *r)
@@ -106,14 +109,19 @@ void clients_accept(struct reaper *r)
 	int fd = accept4(r->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	if (fd < 0) {
 		if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)
-			be_deaf(r);
+			be_deaf(r, errno);
 		return;
 	}
 	uint32_t at = 0;
 	while (at < CLIENTS_MAX && r->clients[at].fd >= 0)
 		at++;
-	if (at == CLIENTS_MAX || !may_connect(r, fd) ||
-		watch_add(r, fd, EPOLLIN, WATCH_CLIENT, at) != 0) {
+	if (!may_connect(r, fd)) {
+		close(fd);
+		return;
+	}
+	int rc = at == CLIENTS_MAX ? -EUSERS : watch_add(r, fd, EPOLLIN, WATCH_CLIENT, at);
+	if (rc != 0) {
+		say_no_room(-rc);
 		close(fd);
 		return;
 	}

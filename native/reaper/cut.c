@@ -21,7 +21,6 @@
 #include "reaper.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
@@ -313,12 +312,6 @@ static bool cgroup_is_empty(const struct slot *slot)
 	return populated == 0;
 }
 
-static bool has_exited(const struct slot *slot)
-{
-	struct pollfd wait = { .fd = slot->pidfd, .events = POLLIN };
-	return poll(&wait, 1, 0) == 1;
-}
-
 /* Whether the holder is dead in all of its threads, though somebody outside has it stay. */
 static bool is_over(const struct slot *slot)
 {
@@ -336,7 +329,7 @@ static void look(struct reaper *r, struct slot *slot)
 		if (slot->cgroup_fd >= 0)
 			(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, slot->cgroup_fd, NULL);
 	}
-	if (!slot->holder_gone && (has_exited(slot) || is_over(slot))) {
+	if (!slot->holder_gone && (holder_exited(slot->pidfd) || is_over(slot))) {
 		slot->holder_gone = true;
 		if (slot->pidfd >= 0)
 			(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, slot->pidfd, NULL);

@@ -58,7 +58,7 @@ static int start_time(int32_t pid, uint64_t *start)
 	return 0;
 }
 
-static bool exited(int pidfd)
+bool holder_exited(int pidfd)
 {
 	struct pollfd wait = { .fd = pidfd, .events = POLLIN };
 	return poll(&wait, 1, 0) == 1;
@@ -100,7 +100,7 @@ int holder_describe(int pidfd, struct holder *last, struct holder *described)
 	if (flags < 0)
 		return -EBADF;
 	if (is_of(last, pidfd) && (flags & O_EXCL) == 0) {
-		*described = exited(pidfd) ? (struct holder){ 0 } : *last;
+		*described = holder_exited(pidfd) ? (struct holder){ 0 } : *last;
 		return 0;
 	}
 	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
@@ -120,7 +120,7 @@ int holder_describe(int pidfd, struct holder *last, struct holder *described)
 		return -EPERM;
 	struct holder alive = { .start = last->start, .pid = (int32_t)value };
 	int rc = alive.pid == last->pid ? 0 : start_time(alive.pid, &alive.start);
-	if (rc == 0 && !exited(pidfd)) {
+	if (rc == 0 && !holder_exited(pidfd)) {
 		note_file(&alive, pidfd);
 		*described = *last = alive;
 	}
@@ -135,8 +135,8 @@ int holder_reopen(int32_t pid, uint64_t start)
 	if (pidfd < 0)
 		return pidfd;
 	int rc = start_time(pid, &found);
-	if (rc == 0 || exited(pidfd))
-		rc = found != start || exited(pidfd) ? -ESRCH : 0;
+	if (rc == 0 || holder_exited(pidfd))
+		rc = found != start || holder_exited(pidfd) ? -ESRCH : 0;
 	if (rc == 0)
 		return pidfd;
 	close(pidfd);

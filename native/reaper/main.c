@@ -215,7 +215,6 @@ static int make_children(struct reaper *r)
 
 static int start(struct reaper *r)
 {
-	int inherited = -1;
 	int rc = read_boot_id(r->boot_id);
 	if (rc == 0 && mkdir(r->options.runtime_dir, 0755) != 0 && errno != EEXIST)
 		rc = -errno;
@@ -236,9 +235,7 @@ static int start(struct reaper *r)
 		r->clients[i].fd = -1;
 	objects_make(r);
 	notify_open(r);
-	rc = resume(r, &inherited);
-	if (rc == 0)
-		rc = clients_listen(r, inherited);
+	rc = clients_listen(r, resume(r));
 	r->started_ns = boot_now();
 	return rc;
 }

@@ -262,7 +262,6 @@ void say(enum level level, const char *format, ...) __attribute__((format(printf
 const char *hex_of(const uint8_t *id); /* static buffer */
 
 /* state.c */
-uint32_t crc32_of(const void *data, size_t bytes);
 int state_open(struct reaper *r);
 bool state_read(
 	struct reaper *r, uint32_t at, struct slot_identity *, struct slot_moving *, bool *corrupt);
@@ -303,6 +302,7 @@ struct holder {
 };
 int holder_describe(int pidfd, struct holder *last, struct holder *described);
 int holder_reopen(int32_t pid, uint64_t start);
+bool holder_exited(int pidfd);
 int cgroup_open(const char *path, uint64_t *inode);
 int cgroup_reopen(const char *path, uint64_t inode);
 int memfd_check(int fd, uint64_t *inode);
@@ -314,10 +314,10 @@ void cut_check(struct reaper *r, uint32_t at);
 struct leased_reaper_step_report *cut_step(struct leased_reaper_report *report, uint32_t step);
 void cut_run_due(struct reaper *r);
 
-/* ---- tracers (tracers.c) ---- */
-
-void tracers_end(const struct slot *slot);
 int watch_add(struct reaper *r, int fd, uint32_t events, enum watch kind, uint32_t index);
+
+/* tracers.c: whoever holds a killed process at its exit */
+void tracers_end(const struct slot *slot);
 
 /* objects.c: what is revoked besides killing */
 void objects_make(struct reaper *r);
@@ -361,7 +361,7 @@ void notify_store(struct reaper *r, const uint8_t *id, uint32_t number, int fd);
 void notify_unstore(struct reaper *r, const uint8_t *id, uint32_t number);
 
 /* resume.c */
-int resume(struct reaper *r, int *listen_fd);
+int resume(struct reaper *r);
 void reopen(struct reaper *r, uint32_t at);
 
 #endif

@@ -142,10 +142,7 @@ static void take_memfds(struct reaper *r, struct slot *slot, const struct brough
 		brought->memfd[i] = -1;
 		notify_store(r, slot->identity.id, number, slot->memfd[number]);
 	}
-	bool missing = false;
-	for (uint32_t i = 0; i < slot->identity.memfds; i++)
-		missing = missing || slot->memfd[i] < 0;
-	if (!missing)
+	if (!misses_memory(slot))
 		slot->missing_ns = NEVER;
 }
 

@@ -158,26 +158,28 @@ static bool is_listener(int fd)
 	return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain == AF_UNIX;
 }
 
-/* Descriptors from systemd: match by name, never by order. */
-static void inherit(struct reaper *r, int *listen_fd)
+/* Descriptors from systemd: match by name, never by order. Returns the listening socket, or -1. */
+static int inherit(struct reaper *r)
 {
+	int listen_fd = -1;
 	const char *pid = getenv("LISTEN_PID");
 	const char *count = getenv("LISTEN_FDS");
 	const char *names = getenv("LISTEN_FDNAMES");
 	if (pid == NULL || count == NULL || strtol(pid, NULL, 10) != getpid())
-		return;
+		return listen_fd;
 	const int n = (int)strtol(count, NULL, 10);
 	for (int i = 0; i < n; i++) {
 		const int fd = FIRST_INHERITED_FD + i;
 		const size_t length = names ? strcspn(names, ":") : 0;
 		(void)fcntl(fd, F_SETFD, FD_CLOEXEC);
-		if (*listen_fd < 0 && is_listener(fd))
-			*listen_fd = fd;
+		if (listen_fd < 0 && is_listener(fd))
+			listen_fd = fd;
 		else if (names == NULL || !adopt(r, names, length, fd))
 			close(fd);
 		if (names != NULL)
 			names = names[length] == ':' ? names + length + 1 : names + length;
 	}
+	return listen_fd;
 }
 
 /* Go on after a cut that is over: what memory we have is still to be taken, unless that is done;
@@ -195,12 +197,11 @@ static void go_on(struct reaper *r, uint32_t at, uint64_t now)
 	cut_schedule(r, at);
 }
 
-/* Rebuild the table. *listen_fd becomes the listening socket, if systemd holds one for us. */
-int resume(struct reaper *r, int *listen_fd)
+/* Rebuild the table. Returns the listening socket, if systemd holds one for us, or -1. */
+int resume(struct reaper *r)
 {
-	*listen_fd = -1;
 	load(r);
-	inherit(r, listen_fd);
+	const int listen_fd = inherit(r);
 	const uint64_t now = boot_now();
 	for (uint32_t at = 0; at < r->slot_count; at++) {
 		struct slot *slot = &r->slots[at];
@@ -224,5 +225,5 @@ int resume(struct reaper *r, int *listen_fd)
 	if (r->slots_used > 0)
 		say(LOG_NOTICE, "event=resumed leases=%u corrupt=%u", r->slots_used,
 			r->slots_corrupt);
-	return 0;
+	return listen_fd;
 }

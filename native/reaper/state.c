@@ -49,7 +49,7 @@ static void fill_tables(void)
 	}
 }
 
-uint32_t crc32_of(const void *data, size_t bytes)
+static uint32_t crc32_of(const void *data, size_t bytes)
 {
 	if (crc_of[0][1] == 0)
 		fill_tables();

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The projection of records as rows (collector/projection.py), column by column.
+ * The projection of records as rows (collector/metering/projection.py), column by column.
  *
  * Rule: as in chain.c: only records of which all is plain are projected here: in their place, of a
  * kind that the plan knows, with numbers that fit. Before the first that is not, it stops; whoever

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 SEED = 20261121
 ROUNDS = 3000
+CLIENTS_MAX = 16
 
 
 @pytest.fixture
@@ -158,6 +159,14 @@ def test_a_peer_that_never_reads_is_given_up_and_delays_nobody(host: ReaperHost)
             except BlockingIOError:
                 _exchange(sock, protocol.encode(protocol.PING, 1, 0, b""))
     assert _exchange(sock, protocol.encode(protocol.PING, 1, 0, b"")) is not None
+
+
+def test_one_connection_too_many_is_closed_and_that_is_told(host: ReaperHost) -> None:
+    ping = protocol.encode(protocol.PING, 1, 0, b"")
+    for _ in range(CLIENTS_MAX):
+        assert _exchange(host.connect(), ping) is not None
+    assert _exchange(host.connect(), ping) is None
+    assert f"event=no_room_for_clients errno={errno.EUSERS}" in host.log()
 
 
 def test_a_stranger_is_not_let_in(host: ReaperHost) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Notices: being told to leave, and how long before the end we stop by ourselves.
 
-Rule: a notice stays until the lease itself says otherwise (`Holding`): one that comes late, by
-another way, cannot give time back. Of a lease and of a grace alike a
-margin is kept, so that the work has stopped before the agent acts.
+Rule: a notice stays until the lease itself says otherwise (`Holding`): a notice that comes late, by
+another way, cannot give time back. We stop a margin before the end of the lease, or of the grace,
+so that the work has stopped before the agent acts.
 
 Does not listen for notices and does not act on them (`holding`).
 """

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signals that are sent to `leasectl run` and meant for the command it runs.
 
-Rule: what the terminal sends reaches the whole foreground group, and is not sent again to a command
-that is in it. That it hangs up, it tells the leader of its session alone.
+Rule: a signal that the terminal sends (Ctrl-C) reaches every process of its foreground group, so a
+command in that group is not sent it again. SIGHUP is the exception: when a terminal goes away, the
+kernel sends it to the session's leader, which may be `leasectl` alone, so it is always passed on.
 
-Does not decide what becomes of either of them.
+Does not end `leasectl` or the command: each does with a signal what it does with it.
 """
 
 from __future__ import annotations

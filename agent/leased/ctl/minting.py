@@ -30,6 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from leased.chain.certificate import FLEET, Identity, Role
 from leased.terms.errors import CallerError, InvalidParameter
+from leased.terms.moment import NS_PER_S
 
 END_DAYS: Final = 397
 """Thirteen months: what is renewed once a year has a month of grace."""
@@ -205,7 +206,7 @@ def ca_of(certificate: bytes) -> tuple[str, int]:
     der_of(certificate)
     parsed = x509.load_pem_x509_certificate(certificate)
     not_after_s = int(parsed.not_valid_after_utc.timestamp())
-    return f"the CA of {_fleet_of(parsed)}", not_after_s * 1_000_000_000
+    return f"the CA of {_fleet_of(parsed)}", not_after_s * NS_PER_S
 
 
 def is_ca(certificate: bytes) -> bool:

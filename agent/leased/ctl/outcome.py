@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Carries out what a command line says, and turns what comes of it into an exit status.
 
-Rule: an error of ours is told as it is, and so is a file that cannot be written; of an interrupt,
-or a reader that has had enough, nothing is said but by the status: that the answer was not given.
-The status says how it ended also where nobody can be told.
-What failed because a disk had no room, or failed, has the status of that: the same may go at
-another try, and whoever starts services tries again.
+Rule: an error of ours is told as it is, and so is a file that cannot be written. After an
+interrupt, or when the reader of our output has gone (`| head`), only the status says that the
+answer was not given in full. The status is right even where the message could not be written. A
+failure because a disk was full, or failed, has EX_IOERR: another try may succeed, and a service
+manager makes one.
 
 Declares no verb (`main` of each program).
 """

@@ -2,11 +2,11 @@
 """Hotplug: the kernel's notices that hardware came, went or changed, as they arrive.
 
 Rule: a notice is a reason to look again, never the truth itself: the inventory is read anew. When
-the kernel's buffer overflowed, one notice says that notices were lost.
-
-Rule: a mapping is no hardware: leases make and end theirs all the time, and a look costs more than
-a teardown. Who else has one over a namespace is seen when it is asked for, and by the next look.
-Whoever had a disk open for writing is followed by a notice of udev's own, too: that is told apart.
+the kernel's buffer overflowed, one notice says that notices were lost. Two kinds of notices are no
+reason to look. Those of device-mapper's mappings: leases make and end them all the time, and a look
+costs more than a teardown; a stranger's mapping over a namespace is found when the namespace is
+asked for, and by the next look. And those that udev itself causes after a disk was closed by
+somebody who had it open for writing.
 
 Does not look: `devices.Devices.inventory` does.
 """

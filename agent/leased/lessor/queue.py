@@ -3,9 +3,9 @@
 
 Rule: the higher level first; within a level whoever was preempted and asks again, then whoever is
 furthest below its fair share (where capacity is divided like that), then first come first served.
-What a tenant gets or gives back moves its requests at once, what it uses by and by does so when all
-are put in order anew.
-The queue is not sealed: a restart empties it and clients ask again.
+When a tenant gets or gives back capacity, its requests move at once; what it uses as time goes by
+counts when the whole queue is put in order anew. The queue is not sealed: a restart empties it and
+clients ask again.
 
 Does not decide who gets what (`lessor.admission`) and does not watch the time by itself.
 """

@@ -3,10 +3,9 @@
 
 Rule: the same victims as by looking at one lease after the other (`preemption.choose_victims`): the
 shortest row that makes enough room, without those that are not needed after all. Whole stretches of
-time are counted by their sums, and only those in which it becomes enough, or somebody may be let
-off, lease by lease. Where an ask that is placed elsewhere
-leaves too little for the next one, more room may be worse than less: then, too, whoever is chosen
-suffices.
+time are counted by their sums; only a stretch in which the room becomes enough, or somebody may be
+let off, is gone through lease by lease. More room can be worse than less, where an ask that is then
+placed elsewhere leaves too little for the next one: whoever is chosen suffices even so.
 
 Does not know who may be told to leave, or in which order (`preemption`, `yielders`).
 """

@@ -3,8 +3,7 @@
 
 Rule: parts and shares are rounded by the largest remainder, so that they add up; who is not among
 the first so many is in OTHER, last, which says how many these are: somebody may be called OTHER.
-What a group has none of (no tag, no tier) is a group without a
-name.
+Leases without the tag, or the tier, that is grouped by are one group, whose name is empty.
 
 Does not price (`attribution`).
 """

@@ -3,8 +3,8 @@
 
 Rule: reading happens in a thread, on a connection of its own, which a stop does not wait for (what
 it writes stands any crash); answers are made from what was last read whole, several at a time, and
-a source is kept open for as long as somebody asks it. How often it is read anew
-follows from how long that takes, so that a large fleet costs a share of one core and no more.
+a source is kept open for as long as somebody asks it. How often it is read anew follows from how
+long that takes, so that a large fleet costs a share of one core and no more.
 
 Does not answer (`reports`, `views`).
 """

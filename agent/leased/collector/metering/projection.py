@@ -4,9 +4,9 @@ column is).
 
 Rule: a row follows from its record, and from no more of what was before than `Carry` holds; so a
 log is projected block by block, and a block always has the same rows; what a block has of a lease
-from its grant to its end is put together (`lives`). What is rare (starts, clock
-steps, inventories, operators' fences) is kept as it is and folded by `economics.intervals` itself:
-boots, eras, and what no lease is behind come from there.
+from its grant to its end is put together (`lives`). What is rare (starts, clock steps, inventories,
+operators' fences) is kept as it is and folded by `economics.intervals` itself: boots, eras, and
+what no lease is behind come from there.
 
 Does not read or write files (`blocks`). Frames in bulk are projected natively (`columns`), by what
 is written here.

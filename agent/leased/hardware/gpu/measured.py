@@ -3,9 +3,9 @@
 on a device.
 
 Rule: a row is here only if `tests/hardware/results` has a run of the hardware suite on that model
-and branch in which no claim failed, but perhaps the one of how soon; a test compares the two.
-Whatever is not here is "not run", and what is no
-device at all is "emulated", whatever else is known of it.
+and branch in which no claim failed, except perhaps the one of how fast; a test compares the two.
+Whatever is not here is "not run", and what is no device at all is "emulated", whatever else is
+known of it.
 
 Does not hold what was measured: the results do.
 """
