@@ -109,6 +109,9 @@ class Books:
             console.note(
                 f"{self.ledger.orphans} records are of what began before the log, or never did"
             )
+        if self.window[0] < self.ledger.known_from_ns:
+            since = timestamp(self.ledger.known_from_ns)
+            console.note(f"the log was pruned: of what was before {since} not all is told")
 
     def _window(self, options: argparse.Namespace) -> tuple[int, int]:
         try:
@@ -244,6 +247,7 @@ def statement(options: argparse.Namespace, console: Console) -> int:
         watermark_ns=books.watermark_ns,
         cards=cards,
         span=books.span(),
+        known_from_ns=books.ledger.known_from_ns,
     )
     if options.out is not None:
         try:

@@ -61,6 +61,7 @@ class Ledger:
         self.first_sequence = -1
         self.last_sequence = -1
         self.orphans = 0
+        self.known_from_ns = 0
         self.unknown = 0
         self.clamped = 0
         self.node_id = b""
@@ -120,6 +121,12 @@ class Ledger:
             self._close_at_watermark(holding, found, provisional=True)
         return found
 
+    def _orphan(self) -> None:
+        """A record of what began before the log: so far not all of it is here."""
+        self.orphans += 1
+        assert self.boot_id is not None, "a record was seen"
+        self.known_from_ns = self.timeline.label(self.boot_id, self.watermark_ns)
+
     # ---- boots --------------------------------------------------------------------------------
 
     def _open_first_boot(self, sequence: int, moment: Moment) -> None:
@@ -127,6 +134,8 @@ class Ledger:
         self.boot_id = moment.boot_id
         self.watermark_ns = self._boot_start_ns = moment.boot_ns
         self.timeline.anchor(moment, moment.boot_ns)
+        if sequence:
+            self.known_from_ns = self.timeline.label(moment.boot_id, moment.boot_ns)
 
     def _start_node(self, sequence: int, event: NodeStarted, moment: Moment) -> Sequence[Interval]:
         self.node_id = event.node_id
@@ -171,7 +180,7 @@ class Ledger:
     def _renew(self, sequence: int, event: Renewed, moment: Moment) -> Sequence[Interval]:
         holding = self._leases.get(event.lease_id)
         if holding is None or holding.pool is not Pool.TENANT:
-            self.orphans += 1
+            self._orphan()
             return _NONE
         holding.deadline_ns = event.deadline_ns
         holding.deadline_seq = sequence
@@ -189,7 +198,7 @@ class Ledger:
     def _drain(self, sequence: int, event: DrainNotified, moment: Moment) -> Sequence[Interval]:
         holding = self._leases.get(event.lease_id)
         if holding is None:
-            self.orphans += 1
+            self._orphan()
         elif holding.pool is Pool.TENANT:  # the last word counts: a notice may be put off
             holding.deadline_ns = event.drain_deadline_ns
             holding.deadline_seq = sequence
@@ -198,7 +207,7 @@ class Ledger:
     def _tear_down(self, sequence: int, event: TeardownBegun, moment: Moment) -> Sequence[Interval]:
         holding = self._leases.get(event.lease_id)
         if holding is None:
-            self.orphans += 1
+            self._orphan()
             return _NONE
         if holding.pool is not Pool.TENANT:
             return _NONE
@@ -287,7 +296,7 @@ class Ledger:
             self._close(holding, self.watermark_ns, sequence, closed)
             capacity += holding.allotments[0].capacity
         if capacity < 0:
-            self.orphans += 1  # more was unfenced than was fenced
+            self._orphan()  # more was unfenced than was fenced
         if capacity > 0:
             allotment = Allotment(change.resource_id, change.kind, change.tier, capacity)
             self._fences[change.resource_id] = Holding(
@@ -305,7 +314,7 @@ class Ledger:
     def _end(self, sequence: int, event: LeaseEvent) -> Holding | None:
         holding = self._leases.pop(event.lease_id, None)
         if holding is None:
-            self.orphans += 1
+            self._orphan()
         else:
             self._granted_by.pop(holding.granted_by, None)
         return holding

@@ -71,7 +71,8 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Statement(msgspec.Struct, frozen=True):
-    """A bill. `complete`: it ended before the watermark, and nothing in it is provisional."""
+    """A bill. `complete`: all records of it are there, it ended before the watermark, and nothing
+    in it is provisional."""
 
     version: int
     tenant: str
@@ -143,11 +144,13 @@ def state(
     watermark_ns: int,
     cards: Mapping[bytes, RateCard],
     span: Span,
+    known_from_ns: int = 0,
 ) -> Statement:
     """The statement of `tenant` for [from_ns, to_ns) of label time.
 
-    `watermark_ns` is the label of the last record folded; `cards` are looked up by the hash that
-    each lease names. Raises ConfigError if a card is missing or two cards disagree on the currency.
+    `watermark_ns` is the label of the last record folded, `known_from_ns` that from which on all
+    are; `cards` are looked up by the hash that each lease names. Raises ConfigError if a card is
+    missing or two cards disagree on the currency.
     """
     sums = _collect(intervals, timeline, tenant, (from_ns, to_ns))
     keys = sorted(sums, key=_Key.order)
@@ -165,7 +168,9 @@ def state(
         from_ns=str(from_ns),
         to_ns=str(to_ns),
         watermark_ns=str(watermark_ns),
-        complete=to_ns <= watermark_ns and not any(key.provisional for key in keys),
+        complete=known_from_ns <= from_ns
+        and to_ns <= watermark_ns
+        and not any(key.provisional for key in keys),
         currency=currency,
         decimals=decimals,
         lines=tuple(lines),

@@ -37,6 +37,7 @@ def bill(history: History, *, from_ns: int = 0, to_ns: int = 10**18, shuffle: in
         watermark_ns=ledger.timeline.label(ledger.boot_id, ledger.watermark_ns),
         cards={RATE_HASH: DEFAULT_CARD},
         span=SPAN,
+        known_from_ns=ledger.known_from_ns,
     )
 
 
@@ -76,6 +77,20 @@ def test_what_is_open_has_a_line_of_its_own_and_the_statement_is_not_complete() 
 
 def test_a_period_that_the_records_do_not_cover_is_not_complete() -> None:
     assert not bill(lived(60), to_ns=61 * SECOND).complete
+
+
+def test_a_period_whose_records_were_pruned_is_not_complete() -> None:
+    """Of a lease whose grant is gone nobody knows what it had, up to its end."""
+    history = lived(60)
+    history.boot_ns += 10 * SECOND
+    history.touch()
+    assert bill(history, to_ns=70 * SECOND).complete
+    del history.records[:1]
+    assert not bill(history, to_ns=70 * SECOND).complete
+    assert not bill(history, from_ns=59 * SECOND, to_ns=70 * SECOND).complete
+    assert bill(history, from_ns=60 * SECOND, to_ns=70 * SECOND).complete
+    del history.records[:-1]
+    assert not bill(history, from_ns=69 * SECOND, to_ns=70 * SECOND).complete
 
 
 def test_two_periods_add_up_to_one() -> None:
