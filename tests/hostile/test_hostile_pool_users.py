@@ -7,9 +7,13 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from leased.hardware.devices import Devices
+from leased.terms.errors import DeviceError
+from leased.terms.lease import RevocationReason
+from leased.terms.teardown import ProofReport, ScrubReport
 from tests.doubles.host import (
     charged_hugepages,
     foreign_hugepages,
@@ -19,7 +23,7 @@ from tests.doubles.host import (
     real_devices,
 )
 from tests.doubles.tenant import tenant
-from tests.hostile.pools import fenced_pages, grant, huge
+from tests.hostile.pools import fenced_pages, grant, huge, unproven_pages
 from tests.hostile.test_hostile_holes import HELD, punch, take_again
 
 STRANGERS = 3
@@ -77,3 +81,17 @@ async def test_a_hole_of_another_lease_is_settled_at_its_end(devices: Devices) -
         take_again(fd)
         os.close(fd)
         assert await fenced_pages(devices, other, second) == STRANGERS
+
+
+async def test_a_grant_that_fails_for_want_of_pages_fences_none(devices: Devices) -> None:
+    """It never had any: those that are missing are whoever's who took them all."""
+    one, other = huge(1), huge(HELD)
+    assert await fenced_pages(devices, one, await grant(devices, one)) == 0
+    with foreign_hugepages(free_hugepages() - 1):
+        [failed] = await devices.prepare_many([other])
+        assert isinstance(failed, DeviceError)
+        other = msgspec.structs.replace(other, reason=RevocationReason.GRANT_FAILED)
+        [scrub] = await devices.scrub_many([(other, ())])
+        [proof] = await devices.prove_many([(other, ())])
+        assert isinstance(scrub, ScrubReport) and scrub.clean
+        assert isinstance(proof, ProofReport) and unproven_pages(proof) == 0

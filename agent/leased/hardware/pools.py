@@ -80,11 +80,16 @@ class PoolLedger:
         if cleaned.short_pages:
             self._short[piece] = min(cleaned.short_pages, pages)
         if pages:
-            self._kept[piece] = max(pages - cleaned.freed_pages, 0)
+            # More than it had: others' pages are among them, and how many is not known.
+            freed = cleaned.freed_pages if cleaned.freed_pages <= pages else 0
+            self._kept[piece] = pages - freed
 
-    def release(self, piece: Piece) -> None:
-        """What was just given was closed again, unused."""
+    def release(self, piece: Piece, *, alone: bool = True) -> None:
+        """What was just given was closed again, unused, or never made; `alone`: nobody else had it,
+        so that none of what is missing is its."""
         self._let_go(piece)
+        if alone:
+            self._kept[piece] = 0
 
     def write_off(self, piece: Piece) -> None:
         """Nothing is known of the lease's pages: all of them are missing until seen again."""
@@ -177,9 +182,10 @@ class PoolLedgers:
                     self._ledgers[pool] = PoolLedger(await self.count(pool))
         return self._ledgers[pool]
 
-    def known(self, pool: Pool) -> PoolLedger:
-        """The ledger of a pool that something was taken from."""
-        return self._ledgers[pool]
+    def release(self, pool: Pool, piece: Piece, *, alone: bool) -> None:
+        """What was to be given of a pool was not, or was closed again, unused."""
+        if pool in self._ledgers:
+            self._ledgers[pool].release(piece, alone=alone)
 
     async def scrub(
         self,

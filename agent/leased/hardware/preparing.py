@@ -25,6 +25,7 @@ from leased.hardware.fittings import Fitted, Fittings
 from leased.hardware.handing import Openings
 from leased.hardware.pieces import (
     Piece,
+    is_handed_out,
     leaf_call,
     memory_pieces,
     needs_leaf,
@@ -42,11 +43,13 @@ _NOT_FITTED = Fitted()
 class _Case:
     """One lease on its way: what was made of it, or what befell it."""
 
-    __slots__ = ("error", "fitted", "leaf", "lease", "made", "opened")
+    __slots__ = ("error", "fitted", "leaf", "lease", "made", "opened", "pieces", "unanswered")
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
+        self.pieces: list[Piece] = []
         self.made: dict[int, tuple[Created, int]] = {}
+        self.unanswered: set[int] = set()
         self.opened: list[int] = []
         self.leaf = ""
         self.fitted = _NOT_FITTED
@@ -80,13 +83,13 @@ class Preparer:
         await self._make_leaves(cases, facts)
         work: dict[str, list[tuple[_Case, Piece]]] = {}
         for case in cases:
-            if case.error is None:
-                try:
-                    for piece in memory_pieces(case.lease):
-                        name = worker_for(piece, "grant", self._config)
-                        work.setdefault(name, []).append((case, piece))
-                except DeviceError as error:
-                    case.error = error
+            try:
+                case.pieces = memory_pieces(case.lease)
+            except DeviceError as error:
+                case.error = case.error or error
+            for piece in case.pieces if case.error is None else ():
+                name = worker_for(piece, "grant", self._config)
+                work.setdefault(name, []).append((case, piece))
         await spread(work, self._create)
         await self._fit([case for case in cases if case.leaf and case.error is None])
         for case in cases:
@@ -126,8 +129,9 @@ class Preparer:
             calls = [piece.create() for _, piece in part]
             answers, fds = await self._crew.ask(name, calls, touched_bytes=touched_bytes)
         except DeviceError as error:
-            for case, _ in part:
+            for case, piece in part:
                 case.error = error
+                case.unanswered.add(piece.index)
             return
         own = iter(fds)
         for (case, piece), call, answer in zip(part, calls, answers, strict=True):
@@ -173,9 +177,12 @@ class Preparer:
             return _prepared(case)
         # All or nothing: what was made for a lease that failed goes away with its descriptors.
         close_all([fd for _, fd in case.made.values()] + case.opened)
-        for piece in memory_pieces(case.lease) if case.made else ():
-            if piece.index in case.made and piece.pool is not None:
-                self._ledgers.known(piece.pool).release((case.lease.lease_id, piece.index))
+        for piece in case.pieces:
+            if piece.pool is not None and piece.index not in case.unanswered:
+                # Nobody else had it, unless it was to be an owner's (`rdma`).
+                alone = piece.index not in case.made or is_handed_out(piece.allotment)
+                key = case.lease.lease_id, piece.index
+                self._ledgers.release(piece.pool, key, alone=alone)
         if case.leaf:
             try:
                 leaves.remove(case.leaf)

@@ -192,6 +192,13 @@ def test_what_one_lease_hides_for_another_is_fenced_at_its_own_end() -> None:
     assert ledger.blame([(key(2), 4)], counted(pinned)) == {key(2): pinned}
 
 
+def test_an_account_that_says_too_much_says_nothing() -> None:
+    ledger = PoolLedger(counted(0))
+    hold(ledger, 1, 4)
+    ledger.give_back(key(1), cleaned(4, freed=5))
+    assert ledger.blame([(key(1), 4)], counted(1)) == {key(1): 1}
+
+
 def test_nothing_is_kept_of_leases_that_are_over() -> None:
     ledger = PoolLedger(counted(0))
     hold(ledger, 1, 4)
