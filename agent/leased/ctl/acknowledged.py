@@ -17,12 +17,13 @@ from typing import Any, Final
 
 import msgspec
 
-from leased.chain.note import NoteKey, parse_key
+from leased.chain.note import NoteKey
 from leased.chain.quorum import flat
 from leased.ctl import render
 from leased.ctl.console import Console
 from leased.ctl.service_checks import CONFIG_FILE, STATE_DIRECTORY
 from leased.ctl.usage_text import Verbs, verb
+from leased.ctl.witnesses import read_listener
 from leased.durable.reader import LogFacts, read_log
 from leased.durable.reading import read_text
 from leased.durable.retention import SEGMENTS_KEPT
@@ -130,9 +131,7 @@ def _configured(path: Path) -> tuple[Path, dict[str, NoteKey], int]:
     try:
         table: dict[str, Any] = read_toml(read_text(path))
         state = str(table.get("paths", {}).get("state_dir", f"/{STATE_DIRECTORY}"))
-        listener = table.get("listener", {})
-        keys = {str(one["name"]): parse_key(one["key"]) for one in listener.get("collectors", ())}
-        return Path(state) / "audit", keys, int(listener.get("quorum", 0))
+        return Path(state) / "audit", *read_listener(table)
     except OSError as error:
         raise StateError(f"{path}: {error.strerror}; give the agent's with --config") from error
     except (ConfigError, ChainError, AttributeError, KeyError, TypeError, ValueError) as error:

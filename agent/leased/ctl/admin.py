@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators' verbs: admin status, revoke, drain, resume, fence, unfence, adopt, set-policy, reload.
+"""Operators' verbs: admin status, revoke, adopt, drain, resume, fence, unfence, set-policy,
+rotate-key, reload.
 
 Rule: they go through the admin socket and nowhere else; each prints what the agent says came of it,
 and whom it touched.
@@ -12,11 +13,11 @@ import os
 from pathlib import Path
 
 from leased.client import Session
-from leased.client.amounts import MILLI, RATES, SIZES
+from leased.client.amounts import MILLI
 from leased.ctl import render
 from leased.ctl.adopt import must_be_there
 from leased.ctl.agent import find_lease, online
-from leased.ctl.asks import parse_duration, parse_size
+from leased.ctl.asks import parse_bandwidth, parse_duration, parse_size
 from leased.ctl.console import Console
 from leased.ctl.devices import find_resource
 from leased.ctl.usage_text import Verbs, verb
@@ -290,9 +291,10 @@ def parse_capacity(kind: str, text: str) -> int:
     """An amount of `kind` in its raw unit: "1GiB", "500m", "10Gbit". Raises InvalidParameter."""
     if kind in ("mem", "block"):
         return parse_size(text)
-    for suffix, scale in RATES.items() if kind == "net" else (("m", 1), ("", MILLI)):
+    if kind == "net":
+        return parse_bandwidth(text)
+    for suffix, scale in (("m", 1), ("", MILLI)):
         digits = text.removesuffix(suffix)
-        if digits.isascii() and digits.isdigit() and text.endswith(suffix):
+        if len(digits) < 19 and digits.isascii() and digits.isdigit() and text.endswith(suffix):
             return int(digits) * scale
-    known = ", ".join(SIZES if kind in ("mem", "block") else ("2", "500m"))
-    raise InvalidParameter("capacity", f'"{text}": write it like {known}')
+    raise InvalidParameter("capacity", f'"{text}": write it like 2 or 500m')

@@ -54,6 +54,11 @@ def parse_size(text: str) -> int:
     return _exact(text, SIZES, "size", 'such as "256MiB" or "1.5GiB"', rounded_up=True)
 
 
+def parse_bandwidth(text: str) -> int:
+    """ "10Gbit" as bit/s. Raises InvalidParameter."""
+    return _exact(text, RATES, "rate", 'such as "10Gbit"')
+
+
 def _exact(
     text: str, units: dict[str, int], what: str, example: str, *, rounded_up: bool = False
 ) -> int:
@@ -135,8 +140,7 @@ def block(text: str) -> dict[str, Any]:
 def network(text: str) -> dict[str, Any]:
     """--net RATE[,node=N][,id=RESOURCE]."""
     head, options = _split(text, ("node", "id"))
-    capacity = _exact(head, RATES, "rate", 'such as "10Gbit"')
-    return _with_place({"kind": "net", "capacity": capacity}, options)
+    return _with_place({"kind": "net", "capacity": parse_bandwidth(head)}, options)
 
 
 def tag(text: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from leased.chain.note import COSIGNATURE_V1, parse_key
+from leased.chain.note import COSIGNATURE_V1, NoteKey, parse_key
 from leased.chain.proof import Proof
 from leased.chain.quorum import (
     POLICY_BYTES_MAX,
@@ -95,13 +95,20 @@ def configured_policy(log: Path, root: Path = ROOT) -> WitnessPolicy | None:
         state = str(table.get("paths", {}).get("state_dir", f"/{STATE_DIRECTORY}")).lstrip("/")
         if (root / state / "audit").resolve() != log.resolve():
             return None
-        listener = table.get("listener", {})
-        keys = {str(one["name"]): parse_key(one["key"]) for one in listener.get("collectors", ())}
+        keys, quorum = read_listener(table)
         if not keys or any(key.kind != COSIGNATURE_V1 for key in keys.values()):
             return None
-        return flat(keys, int(listener.get("quorum", 0)))
+        return flat(keys, quorum)
     except (ConfigError, ChainError, AttributeError, KeyError, TypeError, ValueError):
         return None  # `leasectl doctor` says what is wrong with it
+
+
+def read_listener(table: dict[str, Any]) -> tuple[dict[str, NoteKey], int]:
+    """The keys of an agent's collectors as its configuration has them, and how many of these must
+    have a record. Raises what a document of another form leads to."""
+    listener = table.get("listener", {})
+    keys = {str(one["name"]): parse_key(one["key"]) for one in listener.get("collectors", ())}
+    return keys, int(listener.get("quorum", 0))
 
 
 def check_quorum(policy: WitnessPolicy, proof: Proof) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,6 +24,7 @@ from leased.hardware.backend import Backend, Queues, Recalls, Remembers, Verdict
 from leased.hardware.calls import Filter
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.instant import now_ns
 from leased.hardware.pieces import is_handed_out
 from leased.hardware.verbs import (
     ACCESS_READ,
@@ -180,13 +180,13 @@ class Fittings:
         steps: list[StepReport] = []
         for backend, allotments in self.parts(lease):
             limit_ns = max(one.prove_ns for one in self._limits(backend, allotments))
-            began_ns = _now_ns()
+            began_ns = now_ns()
             try:
                 with _within(limit_ns, backend, "proven"):
                     verdict = await backend.prove(lease, allotments)
             except DeviceError as error:
                 unproven.update({a: a.capacity for a in allotments})
-                steps.append(StepReport(TeardownStep.WORKER, error.errno, began_ns, _now_ns()))
+                steps.append(StepReport(TeardownStep.WORKER, error.errno, began_ns, now_ns()))
             else:
                 unproven.update(verdict.unproven)
                 steps.extend(verdict.steps)
@@ -250,7 +250,3 @@ def _within(limit_ns: int, backend: Backend, what: str) -> Iterator[None]:
         name = backend.kind.name.lower()
         detail = f"{name} was not {what} in the {limit_ns // NS_PER_MS} ms that are published"
         raise DeviceError("teardown_bound", errno.ETIMEDOUT, detail) from None
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Sequence
 
 import msgspec
@@ -26,6 +25,7 @@ from leased.hardware.calls import Charged, CloseLeaf, Pool
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew, failure, spread
 from leased.hardware.fittings import Fittings
+from leased.hardware.instant import now_ns
 from leased.hardware.pieces import Piece, is_budget, memory_pieces, place_of
 from leased.hardware.pools import PoolLedgers
 from leased.terms.errors import DeviceError
@@ -44,7 +44,7 @@ class _Case:
         self.allotments = lease.subject.allotments
         self.pieces = memory_pieces(lease)
         self.budget = sum(a.capacity for a in self.allotments if is_budget(a))
-        self.began_ns = _now_ns()
+        self.began_ns = now_ns()
         self.steps: list[StepReport] = []
         self.unproven = [0] * len(self.allotments)
         blocks = 0
@@ -56,7 +56,7 @@ class _Case:
         self.step(TeardownStep.TRUNCATE, errno.EBUSY if blocks else 0, blocks)
 
     def step(self, step: TeardownStep, failed: int, measured: int) -> None:
-        self.steps.append(StepReport(step, failed, self.began_ns, _now_ns(), measured))
+        self.steps.append(StepReport(step, failed, self.began_ns, now_ns(), measured))
 
     def miss(self, at: int, capacity: int) -> None:
         """So much of the allotment in that place is not proven."""
@@ -81,7 +81,7 @@ class _Case:
             for allotment, capacity in zip(self.allotments, self.unproven, strict=True)
             if capacity
         )
-        return ProofReport(self.lease.lease_id, _now_ns(), unproven, tuple(self.steps))
+        return ProofReport(self.lease.lease_id, now_ns(), unproven, tuple(self.steps))
 
 
 class Prover:
@@ -101,7 +101,7 @@ class Prover:
         """One report per lease, in order."""
         failed: dict[int, DeviceError] = {}
         cases = [_Case(lease, fds) for lease, fds in leases]
-        end_ns = _now_ns() + self._config.settle_budget_ns
+        end_ns = now_ns() + self._config.settle_budget_ns
         await self._close_leaves(cases, root, end_ns, failed)
         pools: dict[Pool, list[tuple[int, Piece]]] = {}
         for at, case in enumerate(cases):
@@ -136,7 +136,7 @@ class Prover:
         }
         left = {at: path for at, path in left.items() if os.path.isdir(path)}
         while left:
-            last = _now_ns() >= end_ns
+            last = now_ns() >= end_ns
             for at, charged in (await self._ask_leaves(cases, left, failed)).items():
                 gone = charged.removed == 0 and charged.hugetlb_bytes == 0
                 if not gone and not last:
@@ -190,7 +190,7 @@ class Prover:
             while True:
                 counted = await self._ledgers.count(pool)
                 # No await between the count and its use: the ledger is as of that count.
-                if ledger.in_doubt(keys, counted) == 0 or _now_ns() >= end_ns:
+                if ledger.in_doubt(keys, counted) == 0 or now_ns() >= end_ns:
                     break
                 await trio.sleep(_AGAIN_NS / NS_PER_S)
         except DeviceError as error:
@@ -215,7 +215,3 @@ def _note_leaf(case: _Case, charged: Charged) -> None:
     case.step(TeardownStep.REMOVE_CGROUP, failed, charged.hugetlb_bytes)
     if not gone:
         case.miss_everything()
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

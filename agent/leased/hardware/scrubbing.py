@@ -17,12 +17,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from leased.hardware import exclusion, occupants, parallel, verbs
 from leased.hardware.calls import Batch, Cleaned, Counted, Pool, Scrub
+from leased.hardware.instant import now_ns
 from leased.hardware.memory import read_charge, read_pool
 from leased.hardware.occupants import Inode, Occupant, Sought
 from leased.terms.errors import DeviceError
@@ -39,11 +39,6 @@ _ALIGN_BYTES = 2 << 20
 _BLOCK_BYTES = 512
 _CHILD_TOLD = 16
 """Bytes that the child writes: overwritten and residue, 8 each."""
-
-
-def now_ns() -> int:
-    """CLOCK_BOOTTIME."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class Scan(Protocol):

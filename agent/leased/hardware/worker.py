@@ -20,7 +20,6 @@ import importlib
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +49,7 @@ from leased.hardware.calls import (
     Survey,
     Task,
 )
+from leased.hardware.instant import now_ns
 from leased.hardware.memory import read_pool
 from leased.hardware.scrubbing import scrub_batch
 from leased.hardware.survey import survey
@@ -196,7 +196,7 @@ def _create(call: Create, made: list[int]) -> Created:
             os.close(one)
         raise
     made.extend(own)
-    return Created(status.st_dev, status.st_ino, status.st_blocks, _now_ns())
+    return Created(status.st_dev, status.st_ino, status.st_blocks, now_ns())
 
 
 def _other(call: Call, given: Iterator[int]) -> Answer:
@@ -205,19 +205,19 @@ def _other(call: Call, given: Iterator[int]) -> Answer:
             return read_pool(pool)
         case MakeLeaf():
             cgroup.make_leaf(call)
-            return Leafed(_now_ns())
+            return Leafed(now_ns())
         case CloseLeaf(path, budget):
-            return Charged(*cgroup.close_leaf(path, budget=budget), _now_ns())
+            return Charged(*cgroup.close_leaf(path, budget=budget), now_ns())
         case Join(path, pid):
             cgroup.join(path, pid, next(given))
-            return Leafed(_now_ns())
+            return Leafed(now_ns())
         case Found(root):
             return Founded(cgroup.found(root))
         case Survey():
             return survey(call)
         case Filter(path, rules):
             cgroup.let_open(path, [verbs.DeviceRule(*rule) for rule in rules])
-            return Leafed(_now_ns())
+            return Leafed(now_ns())
         case Task():
             return _carry(call, [next(given) for _ in range(call.fds)])
         case _:
@@ -246,10 +246,6 @@ def load(backend: str) -> Verbs:
 
 def _failed(error: OSError) -> Failed:
     return Failed("worker", error.errno or errno.EIO, str(error))
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 # ---- the process -------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from leased.lessor.accounts import ANY, Account, group_key
+from leased.lessor.accounts import ANY, Account
 from leased.lessor.admission import Admission
-from leased.lessor.budget import Prices
+from leased.lessor.budget import Prices, meters_of
 from leased.lessor.fitting import capacity_of
 from leased.lessor.ledger import used_ns
 from leased.lessor.overage import too_many
@@ -109,17 +109,8 @@ class Books:
         )
 
     def _budget(self, limits: Limits, name: str, budget: Budget) -> Allowance:
-        group = limits.holder.removeprefix("@")
-        members = [
-            tenant
-            for tenant, own in self._book.group_of.items()
-            if limits.holder == group_key(group) and own == group
-        ]
-        rows = [
-            meter.rows[budget.period]
-            for meter in map(self._table.ledger.meter, members or [TenantId(limits.holder)])
-            if meter is not None
-        ]
+        meters = meters_of(limits, self._book.group_of, self._table.ledger)
+        rows = [meter.rows[budget.period] for meter in meters]
         if budget.kind is None or budget.capacity_ns is None:
             usage = sum(map(self._prices.cost_nano, rows))
             return self._one(limits, name, "cost_nano", budget.cost_nano or 0, usage)

@@ -78,7 +78,7 @@ def budget_overrun(
         return None
     spare: int | None = None
     for one in limits.chain():
-        meters = _meters_of(one, members, ledger) if one.budgets else ()
+        meters = meters_of(one, members, ledger) if one.budgets else ()
         for index, budget in enumerate(one.budgets):
             asked = used = _measured(budget, prices, more)
             for meter in meters:
@@ -109,7 +109,7 @@ def _shares_budgets(limits: Limits) -> bool:
     return limits.group is not None and bool(limits.group.budgets)
 
 
-def _meters_of(limits: Limits, members: Mapping[TenantId, str], ledger: Ledger) -> Sequence[Meter]:
+def meters_of(limits: Limits, members: Mapping[TenantId, str], ledger: Ledger) -> Sequence[Meter]:
     """Whose use counts against `limits`."""
     holder = limits.holder
     if not holder.startswith("@"):

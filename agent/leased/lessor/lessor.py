@@ -31,7 +31,7 @@ from leased.lessor.questions import ANSWERS, RECALLED, Questions, visible
 from leased.lessor.queue import WaitQueue
 from leased.lessor.renewal import renewed_until_ns
 from leased.lessor.reports import REPORTS
-from leased.lessor.requests import Requests, answered
+from leased.lessor.requests import JOURNAL_FULL, Requests, answered
 from leased.lessor.startup import start
 from leased.lessor.table import LeaseTable, end_ns
 from leased.terms import command as commands
@@ -190,9 +190,7 @@ class Lessor:
                 command, Refusal(cell.reason, "ns", limit=lease.deadline_ns, usage=now_ns)
             )
         if not self.requests.admitting:  # what the journal has left is for the ends of leases
-            return answered(
-                command, Refusal(RefusalReason.AUDIT_UNAVAILABLE, "journal", requested=1)
-            )
+            return answered(command, JOURNAL_FULL)
         ttl_ns = lease.ttl_ns if command.ttl_ns is None else command.ttl_ns
         deadline_ns = renewed_until_ns(
             self.table, self.admission, lease, ttl_ns, now_ns, crowded=bool(self.queue)
@@ -245,9 +243,7 @@ class Lessor:
         if lease is None or not visible(lease, command.caller):
             return answered(command, Missing(command.lease_id))
         if not self.requests.admitting:
-            return answered(
-                command, Refusal(RefusalReason.AUDIT_UNAVAILABLE, "journal", requested=1)
-            )
+            return answered(command, JOURNAL_FULL)
         draft = self._draft(moment)
         extend(draft, self.admission, lease, command)
         return draft.finish()

@@ -66,9 +66,7 @@ def drain(draft: Draft, command: commands.Drain, policy: Policy) -> None:
     """Grant no more of a resource, and let its leases end."""
     pools = draft.table.pools
     if not _is_scope(command.resource_id, pools):
-        draft.answer(
-            command.command_id, Refusal(RefusalReason.NO_SUCH_RESOURCE, command.resource_id)
-        )
+        _no_such_resource(draft, command, command.resource_id)
         return
     _cordon(draft, command.resource_id, cordoned=True, operator_uid=command.caller.uid)
     grace_ns = (
@@ -85,9 +83,7 @@ def resume(draft: Draft, command: commands.Resume, policy: Policy) -> None:
     """Grant again. Leases that were told to leave still do."""
     pools = draft.table.pools
     if not _is_scope(command.resource_id, pools) and command.resource_id not in pools.cordoned:
-        draft.answer(
-            command.command_id, Refusal(RefusalReason.NO_SUCH_RESOURCE, command.resource_id)
-        )
+        _no_such_resource(draft, command, command.resource_id)
         return
     _cordon(draft, command.resource_id, cordoned=False, operator_uid=command.caller.uid)
     draft.answer(command.command_id, _DONE)
@@ -97,9 +93,7 @@ def fence(draft: Draft, command: commands.Fence, policy: Policy) -> None:
     """Take free capacity out of use."""
     pool = draft.table.pools.by_id.get(command.resource_id)
     if pool is None:
-        draft.answer(
-            command.command_id, Refusal(RefusalReason.NO_SUCH_RESOURCE, command.resource_id)
-        )
+        _no_such_resource(draft, command, command.resource_id)
         return
     asked, free = command.capacity, max(0, pool.free)
     if asked <= 0 or asked % pool.granule:
@@ -123,9 +117,7 @@ def unfence(draft: Draft, command: commands.Unfence, policy: Policy) -> None:
         return
     pool = draft.table.pools.by_id.get(command.resource_id)
     if pool is None:
-        draft.answer(
-            command.command_id, Refusal(RefusalReason.NO_SUCH_RESOURCE, command.resource_id)
-        )
+        _no_such_resource(draft, command, command.resource_id)
     elif not pool.fenced_by_operator:
         draft.answer(command.command_id, Refusal(RefusalReason.NOT_FENCED, command.resource_id))
     else:
@@ -168,6 +160,10 @@ def _holds(lease: Lease, resource_id: str) -> bool:
     return any(in_scope(a.resource_id, resource_id) for a in lease.subject.allotments)
 
 
+def _no_such_resource(draft: Draft, command: Command, resource_id: str) -> None:
+    draft.answer(command.command_id, Refusal(RefusalReason.NO_SUCH_RESOURCE, resource_id))
+
+
 def _is_scope(resource_id: str, pools: Pools) -> bool:
     """The node, a kind, or a resource that is there."""
     return not resource_id or resource_id in KIND_SCOPES or resource_id in pools.by_id
@@ -190,9 +186,7 @@ def observe_health(draft: Draft, command: commands.ObserveHealth) -> None:
     """One resource's health. SICK stops grants, GONE ends what is held of it."""
     pool = draft.table.pools.by_id.get(command.resource_id)
     if pool is None:
-        draft.answer(
-            command.command_id, Refusal(RefusalReason.NO_SUCH_RESOURCE, command.resource_id)
-        )
+        _no_such_resource(draft, command, command.resource_id)
         return
     if pool.resource.health != command.health:
         before = draft.table.pools.inventory

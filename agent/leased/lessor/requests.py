@@ -30,6 +30,7 @@ from leased.terms.lease import RevocationReason
 from leased.terms.policy import WhenOver
 from leased.terms.reply import Done, Granted, Refusal, RefusalReason
 
+JOURNAL_FULL = Refusal(RefusalReason.AUDIT_UNAVAILABLE, "journal", requested=1)
 _PUT_OUT = (RevocationReason.PRIORITY_PREEMPTION, RevocationReason.QUOTA_RECLAIM)
 LENDS_MAX = 8
 """Requests behind others that are looked at for what could be lent to them, each time."""
@@ -97,9 +98,7 @@ class Requests:
         if self.stopping:
             return answered(acquire, Refusal(RefusalReason.STOPPING, "node", requested=1))
         if not self.admitting:
-            return answered(
-                acquire, Refusal(RefusalReason.AUDIT_UNAVAILABLE, "journal", requested=1)
-            )
+            return answered(acquire, JOURNAL_FULL)
         return None
 
     def decide(self, draft: Draft, acquire: Acquire, slow_down: Refusal | None = None) -> None:

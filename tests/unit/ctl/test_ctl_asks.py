@@ -49,6 +49,18 @@ def test_an_amount_that_is_shown_can_be_typed(kind: str, count: int) -> None:
     assert parse_capacity(kind, asks.amount(kind, count)) == count
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "meant"),
+    [("net", "10", "10Gbit"), ("net", "500m", "10Gbit"), ("gpu", "two", "500m")]
+    + [(kind, "9" * 5_000, "500m") for kind in ("cpu", "gpu")],
+)
+def test_a_capacity_that_cannot_be_meant_is_told_as_one_of_its_kind(
+    kind: str, text: str, meant: str
+) -> None:
+    with pytest.raises(InvalidParameter, match=meant):
+        parse_capacity(kind, text)
+
+
 def test_memory_in_full() -> None:
     assert asks.memory("256MiB,tier=hbm,node=1,page=2MiB,shape=memfd") == {
         "kind": "mem",

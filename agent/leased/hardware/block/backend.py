@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -48,6 +47,7 @@ from leased.hardware.block.wanted import Wanted
 from leased.hardware.calls import Surveyed
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.instant import now_ns
 from leased.hardware.remembered import Remembered
 from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_BLOCK, DeviceRule
 from leased.ports import Access, Holder, ObjectKind, Revocable
@@ -246,11 +246,11 @@ class BlockBackend:
             if self._is_untouched(lease, allotment):
                 await self.abandon(lease, [allotment])
                 return
-            began_ns = _now_ns()
+            began_ns = now_ns()
             try:
                 outcome = await self._clean(lease, allotment)
             except DeviceError as error:
-                failed = StepReport(TeardownStep.SCRUB, error.errno, began_ns, _now_ns())
+                failed = StepReport(TeardownStep.SCRUB, error.errno, began_ns, now_ns())
                 outcome = calls.Cleaned(False, 0, "", (failed,))
             self._outcomes[lease.lease_id, allotment.resource_id] = outcome
             done.append(outcome)
@@ -313,11 +313,11 @@ class BlockBackend:
         steps: list[StepReport] = []
 
         async def one(allotment: Allotment) -> None:
-            began_ns = _now_ns()
+            began_ns = now_ns()
             try:
                 proven = await self._prove(lease, allotment)
             except DeviceError as error:
-                failed = StepReport(TeardownStep.WORKER, error.errno, began_ns, _now_ns())
+                failed = StepReport(TeardownStep.WORKER, error.errno, began_ns, now_ns())
                 proven = calls.Proven(False, (failed,))
             steps.extend(proven.steps)
             identity = identity_in(allotment.resource_id)
@@ -390,10 +390,6 @@ class BlockBackend:
                 await self._desk.ask("block 0", "undo", undone, calls.Nothing)
             except DeviceError:
                 self._swept = False  # one that hangs keeps none of the others
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _absent(why: str) -> Surveyed:

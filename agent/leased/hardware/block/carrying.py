@@ -14,6 +14,7 @@ from leased.hardware.block import arranging, calls, erasing, examining, mapping,
 from leased.hardware.block.names import PREFIX
 from leased.hardware.block.namespaces import list_namespaces
 from leased.hardware.block.users import find_uses
+from leased.hardware.instant import now_ns
 from leased.hardware.openers import Sought
 
 
@@ -43,7 +44,7 @@ def find(call: calls.Ask) -> calls.Users:
                 numbers.append(ours.number)
                 names.append(f"dm-{ours.number[1]}")
     sought = Sought(tuple(numbers), tuple(names), block=True)
-    deadline_ns = mapping.now_ns() + call.budget_ns
+    deadline_ns = now_ns() + call.budget_ns
     found_open = openers.scan(sought, exempt=dict(call.exempt), deadline_ns=deadline_ns)
     users += [calls.User(one.pid, one.uid, one.name, one.via) for one in found_open]
     return calls.Users(tuple(dict.fromkeys(users)))

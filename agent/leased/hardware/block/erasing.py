@@ -29,9 +29,10 @@ from leased.hardware.block.examining import (
     examine_layout,
     other_namespaces,
 )
-from leased.hardware.block.mapping import admit, control, end, now_ns
+from leased.hardware.block.mapping import admit, control, end
 from leased.hardware.block.namespaces import Namespace
 from leased.hardware.block.opening import ADMIN_MS, controller_of, exclusively, resolve
+from leased.hardware.instant import now_ns
 from leased.terms.errors import DeviceError
 from leased.terms.teardown import StepReport, TeardownStep
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Callable, Iterator
 
 from leased.hardware.block import canaries, verbs
@@ -197,8 +196,3 @@ def list_ours(_: Nothing) -> Mapped:
             raise
         there = ()
     return Mapped(tuple(uuid for uuid in there if lease_in(uuid) is not None))
-
-
-def now_ns() -> int:
-    """CLOCK_BOOTTIME."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -20,11 +20,12 @@ from leased.hardware.block import canaries, verbs
 from leased.hardware.block.calls import Prove, Proven
 from leased.hardware.block.contents import LOOK_BYTES, describe_contents, is_zero, read_each
 from leased.hardware.block.erasing import inner_places
-from leased.hardware.block.mapping import control, now_ns
+from leased.hardware.block.mapping import control
 from leased.hardware.block.names import PREFIX
 from leased.hardware.block.namespaces import Namespace
 from leased.hardware.block.opening import opened, resolve
 from leased.hardware.block.users import find_uses
+from leased.hardware.instant import now_ns
 from leased.terms.errors import DeviceError
 from leased.terms.teardown import StepReport, TeardownStep
 

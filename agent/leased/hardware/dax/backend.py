@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TypeVar
@@ -32,6 +31,7 @@ from leased.hardware.dax import calls
 from leased.hardware.dax.lost import why_lost
 from leased.hardware.dax.ranges import Range
 from leased.hardware.dax.survey import NOT_OFFERED, describe
+from leased.hardware.instant import now_ns
 from leased.hardware.remembered import Remembered
 from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_CHAR, DeviceRule
 from leased.ports import Access, Holder
@@ -221,7 +221,7 @@ class DaxBackend:
         identity = _identity(allotment)
         kills = self._hardware.escapees is EscapeePolicy.KILL
         async with self._turn(identity):
-            began_ns = _now_ns()
+            began_ns = now_ns()
             if self._is_anothers(identity, lease):  # an operator lifted the fence
                 failed = StepReport(TeardownStep.RELEASE, errno.EBUSY, began_ns, began_ns)
                 return calls.Released("", 0, (failed,))
@@ -238,7 +238,7 @@ class DaxBackend:
                 self._note_name(identity, released.name)
                 return released
             except DeviceError as error:
-                failed = StepReport(TeardownStep.RELEASE, error.errno, began_ns, _now_ns())
+                failed = StepReport(TeardownStep.RELEASE, error.errno, began_ns, now_ns())
                 return calls.Released("", 0, (failed,))
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
@@ -261,7 +261,7 @@ class DaxBackend:
 
     async def _prove(self, lease: Lease, allotment: Allotment) -> tuple[StepReport, ...]:
         outcome = self._outcomes.pop((lease.lease_id, allotment.resource_id), None)
-        began_ns = _now_ns()
+        began_ns = now_ns()
         if outcome is None:
             # Not scrubbed in this run of the agent.
             return (StepReport(TeardownStep.WITNESS, errno.ENODATA, began_ns, began_ns),)
@@ -276,7 +276,7 @@ class DaxBackend:
                 extra_ns = self._touching_ns(1, allotment)
                 seen = await self._ask(worker, "witness", call, calls.Witnessed, extra_ns)
             except DeviceError as error:
-                return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, _now_ns()),)
+                return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, now_ns()),)
             finally:
                 for name in (f"dax use {identity}", f"dax witness {identity}"):
                     self._crew.dismiss(name)
@@ -388,7 +388,3 @@ def _mark_sick(surveyed: Surveyed, resource_ids: Sequence[str]) -> Surveyed:
         for one in surveyed.resources
     )
     return msgspec.structs.replace(surveyed, resources=resources)
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -18,7 +18,6 @@ import contextlib
 import errno
 import os
 import stat
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from leased.hardware.dax import calls
 from leased.hardware.dax.lost import read_lost
 from leased.hardware.dax.ranges import DEVICE_MODE, Range, read_ranges
 from leased.hardware.dax.regions import find_all, find_range, recreate, restore_probing
+from leased.hardware.instant import now_ns
 from leased.hardware.nodes import read_nodes, read_speed
 from leased.hardware.occupants import start_time
 from leased.hardware.openers import Opener
@@ -171,14 +171,14 @@ class _Ended(Exception):
 
 
 def _step(steps: list[StepReport], step: TeardownStep, carry_out: Callable[[], int]) -> None:
-    began_ns = _now_ns()
+    began_ns = now_ns()
     try:
         measured, failed = carry_out(), 0
     except DeviceError as error:
         measured, failed = 0, error.errno
     except OSError as error:
         measured, failed = 0, error.errno or errno.EIO
-    steps.append(StepReport(step, failed, began_ns, _now_ns(), measured))
+    steps.append(StepReport(step, failed, began_ns, now_ns(), measured))
     if failed:
         raise _Ended
 
@@ -196,17 +196,17 @@ def _openers(one: Range, root: Path, search: calls.Search) -> tuple[Opener, ...]
     number = os.stat(root / one.path.lstrip("/")).st_rdev
     sought = openers.Sought(((os.major(number), os.minor(number)),), (one.name,))
     exempt = {**dict(search.exempt), os.getpid(): start_time(os.getpid()) or 0}
-    return openers.scan(sought, exempt=exempt, deadline_ns=_now_ns() + search.budget_ns)
+    return openers.scan(sought, exempt=exempt, deadline_ns=now_ns() + search.budget_ns)
 
 
 def _clear_out(one: Range, root: Path, call: calls.Release) -> int:
     """Kill until two looks in a row see nobody; how many. Raises DeviceError(EBUSY)."""
     killed = quiet = 0
-    end_ns = _now_ns() + call.search.budget_ns + call.kill_budget_ns
+    end_ns = now_ns() + call.search.budget_ns + call.kill_budget_ns
     while quiet < _PASSES:
         here = _openers(one, root, call.search)
         quiet = 0 if here else quiet + 1
-        if here and (not call.kill or _now_ns() >= end_ns):
+        if here and (not call.kill or now_ns() >= end_ns):
             raise DeviceError("dax_release", errno.EBUSY, _name_them(here))
         if here:
             sought = openers.Sought(tuple({opener.node for opener in here}), (one.name,))
@@ -255,7 +255,3 @@ def _name_them(seen: tuple[Opener, ...]) -> str:
     shown = ", ".join(f"{one.pid} ({one.name}, {one.via})" for one in seen[:_TOLD_MAX])
     more = len(seen) - _TOLD_MAX
     return f"in use by {shown}" + (f" and {more} more" if more > 0 else "")
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

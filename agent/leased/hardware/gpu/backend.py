@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
@@ -42,6 +41,7 @@ from leased.hardware.gpu.reclaiming import Outcome, Reclaimer
 from leased.hardware.gpu.survey import LATER, PREFIX, Seen, describe, why_silent
 from leased.hardware.gpu.verdict import is_clean
 from leased.hardware.gpu.xids import describe as describe_xid
+from leased.hardware.instant import now_ns
 from leased.hardware.remembered import Remembered
 from leased.hardware.verbs import DeviceRule
 from leased.ports import Access, Holder
@@ -267,7 +267,7 @@ class GpuBackend:
         return Wiped(sum(one.scrubbed_bytes for one in outcomes), clean=True, steps=steps)
 
     async def _reclaim(self, lease: Lease, resource_id: str) -> Outcome:
-        began_ns = _now_ns()
+        began_ns = now_ns()
         if (lease.lease_id, resource_id) in self._untouched:
             return Outcome((StepReport(TeardownStep.PREPARE, 0, began_ns, began_ns),), began_ns, 0)
         try:
@@ -276,7 +276,7 @@ class GpuBackend:
                 self._desk.keep(resource_id, target, lease)
                 return await self._reclaimer.reclaim(lease, resource_id, target)
         except DeviceError as error:
-            failed = StepReport(TeardownStep.RELEASE, error.errno, began_ns, _now_ns())
+            failed = StepReport(TeardownStep.RELEASE, error.errno, began_ns, now_ns())
             return Outcome((failed,), began_ns, 0)
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
@@ -312,8 +312,8 @@ class GpuBackend:
                 self._fleet.trust(target.uuid)
             return told
         except DeviceError as error:
-            now_ns = _now_ns()
-            return (StepReport(TeardownStep.WITNESS, error.errno, now_ns, now_ns),)
+            at_ns = now_ns()
+            return (StepReport(TeardownStep.WITNESS, error.errno, at_ns, at_ns),)
         finally:
             self._desk.vacate(resource_id, lease)
 
@@ -385,7 +385,3 @@ class GpuBackend:
         if not remove_empty(path):
             with suppress(DeviceError):  # it is nobody else's to enter, and its owner is gone
                 await self._desk.ask(f"gpu pipe {path}", "remove", calls.Pipe(path), calls.Nothing)
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -11,7 +11,6 @@ Does not judge (`xids`) and does not look at the GPUs: it says that somebody sho
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -20,6 +19,7 @@ import trio
 from leased.hardware.crew import Crew
 from leased.hardware.gpu.calls import Heard, Listed, Listen
 from leased.hardware.gpu.xids import Meaning, meaning_of
+from leased.hardware.instant import now_ns
 from leased.terms.errors import DeviceError
 
 WORKER: Final = "gpu ear"
@@ -97,7 +97,7 @@ class Ear:
         """Until cancelled. Raises DeviceError when the worker is lost."""
         gpus = self._gpus
         registered = await self._ask(gpus, 0)
-        self._deaf, self._since_ns = registered.deaf, _now_ns()
+        self._deaf, self._since_ns = registered.deaf, now_ns()
         while True:
             heard = await self._ask(gpus, WAIT_MS)
             for pci, _, xid in heard.events:
@@ -110,7 +110,7 @@ class Ear:
         """Of each XID of a GPU the last: a tenant that makes one of its own as often as it can
         pushes no other out."""
         self._heard.pop((pci, xid), None)
-        self._heard[pci, xid] = _now_ns()
+        self._heard[pci, xid] = now_ns()
         if len(self._heard) > KEPT:
             oldest = next(iter(self._heard))
             self._dropped[oldest[0]] = self._heard.pop(oldest)
@@ -126,7 +126,3 @@ class Ear:
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

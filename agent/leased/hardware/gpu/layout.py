@@ -25,7 +25,8 @@ from leased.hardware.gpu import nvml
 from leased.hardware.gpu.calls import Absent, Made, Make, Nothing, Remove
 from leased.hardware.gpu.examining import condition_of
 from leased.hardware.gpu.facts import Instance, Place, Profile
-from leased.hardware.gpu.sights import now_ns, parent_of
+from leased.hardware.gpu.sights import parent_of
+from leased.hardware.instant import now_ns
 from leased.terms.errors import DeviceError
 
 _AGAIN_S: Final = 0.1

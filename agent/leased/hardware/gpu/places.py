@@ -15,12 +15,12 @@ Does not know leases.
 from __future__ import annotations
 
 import errno
-import time
 
 from leased.hardware.gpu import calls, verdict
 from leased.hardware.gpu.desk import Desk, worker_of
 from leased.hardware.gpu.facts import Target
 from leased.hardware.gpu.fleet import Fleet
+from leased.hardware.instant import now_ns
 from leased.terms.errors import DeviceError
 from leased.terms.teardown import StepReport, TeardownStep
 
@@ -45,7 +45,7 @@ class Places:
         self, resource_id: str, target: Target, *, halves: bool = False
     ) -> StepReport:
         """How the instance's destruction went; `halves`: where no MIG device was seen."""
-        began_ns = _now_ns()
+        began_ns = now_ns()
         budget_ns = self._desk.config.mig_budget_ns
         call = calls.Remove(target, budget_ns, halves)
         try:
@@ -53,19 +53,19 @@ class Places:
                 worker_of(target), "unmake", call, calls.Nothing, extra_ns=budget_ns
             )
         except DeviceError as error:
-            return StepReport(TeardownStep.OBJECT_REVOKE, error.errno, began_ns, _now_ns())
+            return StepReport(TeardownStep.OBJECT_REVOKE, error.errno, began_ns, now_ns())
         self._fleet.place(resource_id, None)
-        return StepReport(TeardownStep.OBJECT_REVOKE, 0, began_ns, _now_ns())
+        return StepReport(TeardownStep.OBJECT_REVOKE, 0, began_ns, now_ns())
 
     async def witness(self, target: Target) -> tuple[tuple[StepReport, ...], calls.Absent | None]:
         """Whether it is gone, by somebody else's word; the GPU's condition with it."""
-        began_ns = _now_ns()
+        began_ns = now_ns()
         try:
             seen = await self._desk.ask(
                 worker_of(target), "absent", calls.Remove(target), calls.Absent
             )
         except DeviceError as error:
-            return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, _now_ns()),), None
+            return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, now_ns()),), None
         failed = errno.EBUSY if seen.left or not seen.room else 0
         step = StepReport(TeardownStep.WITNESS, failed, seen.began_ns, seen.ended_ns, seen.left)
         return (step,), seen
@@ -77,7 +77,3 @@ def health_step(
     """Whether the GPU is fit for the next tenant of the place."""
     failed, measured = verdict.judge_health(seen.condition, xids, heard_all, lacking)
     return StepReport(TeardownStep.HEALTH, failed, seen.began_ns, seen.ended_ns, measured)
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -16,7 +16,6 @@ Does not decide what is fenced: it names what failed.
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Iterable
 
 import msgspec
@@ -30,6 +29,7 @@ from leased.hardware.gpu.facts import ComputeMode, Question, Target, Usage
 from leased.hardware.gpu.fleet import Fleet
 from leased.hardware.gpu.places import Places, health_step
 from leased.hardware.gpu.survey import is_place, mark_later
+from leased.hardware.instant import now_ns
 from leased.terms.errors import DeviceError
 from leased.terms.identity import TenantId
 from leased.terms.lease import Lease, RevocationReason
@@ -88,7 +88,7 @@ class Reclaimer:
 
     async def reclaim(self, lease: Lease, resource_id: str, target: Target) -> Outcome:
         """Release and scrub, within the device's turn."""
-        began_ns = _now_ns()
+        began_ns = now_ns()
         self.distrust(resource_id)  # whatever becomes of this, and should it be broken off
         if target.place is not None and target.instance is None:
             # No MIG device is there; a GPU instance that was made half-way may be.
@@ -116,7 +116,7 @@ class Reclaimer:
                 if target.place is not None:
                     steps += (await self.places.unmake(resource_id, target),)
         except DeviceError as error:
-            steps += (StepReport(at, error.errno, began_ns, _now_ns()),)
+            steps += (StepReport(at, error.errno, began_ns, now_ns()),)
             self._note_hang(target, error)
         if scrubbed is not None and verdict.is_clean(steps):
             self._owed[resource_id] = lease.subject.tenant if later else None
@@ -235,7 +235,7 @@ class Reclaimer:
     ) -> tuple[StepReport, ...]:
         """What somebody sees who had no part in it."""
         config = self._desk.config
-        began_ns = _now_ns()
+        began_ns = now_ns()
         if target.place is not None:
             return await self._witness_place(target, outcome)
         asks_mode = self.closes(target)
@@ -257,7 +257,7 @@ class Reclaimer:
             )
         except DeviceError as error:
             self._note_hang(target, error)
-            return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, _now_ns()),)
+            return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, now_ns()),)
         xids, heard_all, lacking = self._heard(target, outcome)
         return verdict.judge_witness(
             seen,
@@ -303,7 +303,3 @@ class Reclaimer:
     def _note_hang(self, target: Target, error: DeviceError) -> None:
         if error.errno == errno.ETIMEDOUT:
             self._fleet.suspect(target.uuid, "a call of the driver did not return")
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -20,7 +20,8 @@ from pathlib import Path
 from leased.hardware import openers
 from leased.hardware.gpu.calls import Release, Released, Sight
 from leased.hardware.gpu.nodes import find_nodes
-from leased.hardware.gpu.sights import as_now, handle_of, look, now_ns
+from leased.hardware.gpu.sights import as_now, handle_of, look
+from leased.hardware.instant import now_ns
 from leased.hardware.openers import Opener
 
 _AGAIN_S = 0.02

@@ -22,7 +22,8 @@ from leased.hardware.gpu.calls import Scrub, Scrubbed
 from leased.hardware.gpu.cuda import Cuda
 from leased.hardware.gpu.facts import ComputeMode
 from leased.hardware.gpu.opening import set_mode
-from leased.hardware.gpu.sights import now_ns, parent_of
+from leased.hardware.gpu.sights import parent_of
+from leased.hardware.instant import now_ns
 from leased.terms.teardown import StepReport, TeardownStep
 
 PATTERN = 0xA5C35A3C

@@ -11,7 +11,6 @@ Does not judge a look (`verdict`).
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import msgspec
@@ -22,6 +21,7 @@ from leased.hardware.gpu.calls import Guests, Present, Sight, Who
 from leased.hardware.gpu.examining import usage_of
 from leased.hardware.gpu.facts import Target
 from leased.hardware.gpu.nodes import Nodes, find_nodes
+from leased.hardware.instant import now_ns
 from leased.hardware.openers import Opener
 
 WORKER_COMM = "leased-worker"
@@ -102,8 +102,3 @@ def who(call: Who, fds: list[int]) -> Present:
     found = tuple(one for one in everybody if not is_worker(one, parent))
     listed = nvml.processes_of(handle_of(target))
     return Present(found, tuple(sorted({pid for pids in listed for pid in pids})))
-
-
-def now_ns() -> int:
-    """CLOCK_BOOTTIME."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

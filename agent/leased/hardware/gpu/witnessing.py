@@ -17,7 +17,8 @@ from leased.hardware.gpu import nvml
 from leased.hardware.gpu.calls import Sight, Witness, Witnessed
 from leased.hardware.gpu.examining import condition_of
 from leased.hardware.gpu.releasing import is_quiet
-from leased.hardware.gpu.sights import handle_of, look, now_ns, parent_of
+from leased.hardware.gpu.sights import handle_of, look, parent_of
+from leased.hardware.instant import now_ns
 from leased.terms.moment import NS_PER_S
 
 _AGAIN_S = 0.02

@@ -20,7 +20,6 @@ import contextlib
 import errno
 import os
 import struct
-import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -30,6 +29,7 @@ from leased.hardware.backend import Readied, Verdict, Wiped
 from leased.hardware.calls import CgroupFacts, Found, Founded, Surveyed
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.instant import now_ns
 from leased.hardware.pieces import memory_pieces
 from leased.hardware.rdma import calls
 from leased.hardware.rdma.bounds import letting_go_ns
@@ -244,12 +244,12 @@ class RdmaBackend:
         return Wiped(0, all(step.errno == 0 for step in steps), tuple(steps))
 
     async def _end(self, lease: Lease, guid: str) -> tuple[StepReport, ...]:
-        began_ns, budget_ns = _now_ns(), letting_go_ns(self._config)
+        began_ns, budget_ns = now_ns(), letting_go_ns(self._config)
         try:
             room = await self._room(lease, guid, budget_ns)
             told = await self._desk.ask_again(guid, "end", room, calls.Steps, extra_ns=budget_ns)
         except DeviceError as error:
-            return (StepReport(TeardownStep.RELEASE, error.errno, began_ns, _now_ns()),)
+            return (StepReport(TeardownStep.RELEASE, error.errno, began_ns, now_ns()),)
         return told.steps
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
@@ -270,21 +270,21 @@ class RdmaBackend:
         return Verdict(unproven, tuple(steps))
 
     async def _prove(self, lease: Lease, guid: str) -> list[StepReport]:
-        began_ns = _now_ns()
+        began_ns = now_ns()
         left, failed = await self._look_for_left(lease, guid)
-        steps = [StepReport(TeardownStep.WITNESS, failed, began_ns, _now_ns(), len(left))]
+        steps = [StepReport(TeardownStep.WITNESS, failed, began_ns, now_ns(), len(left))]
         try:
             return steps + await self._desk.probe(lease, guid)
         except DeviceError as error:
-            return [*steps, StepReport(TeardownStep.WORKER, error.errno, began_ns, _now_ns())]
+            return [*steps, StepReport(TeardownStep.WORKER, error.errno, began_ns, now_ns())]
 
     async def _look_for_left(self, lease: Lease, guid: str) -> tuple[frozenset[Key], int]:
         """What is left of the lease on the device when it has had time to settle, and 0 or an
         errno."""
         ledger = self._ledger(guid)
-        end_ns = _now_ns() + self._config.settle_budget_ns
+        end_ns = now_ns() + self._config.settle_budget_ns
         while True:
-            last = _now_ns() >= end_ns
+            last = now_ns() >= end_ns
             try:
                 listed = await self._ask_witness(guid)
             except DeviceError as error:
@@ -393,7 +393,3 @@ def _absent(why: str) -> Surveyed:
 
 def _in_words(error: DeviceError) -> str:
     return f"{error.detail or error.verb}: {os.strerror(error.errno)}"
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from leased.hardware import cgroup, exclusion, leaves
+from leased.hardware.instant import now_ns
 from leased.hardware.memory import survey_memory
 from leased.hardware.rdma import calls, owner, prober, protocol, usage
 from leased.hardware.rdma.charges import charged_objects
@@ -258,16 +259,16 @@ def end(asked: calls.Room, fds: Sequence[int]) -> calls.Steps:
     """After the cut: nobody is in the room, and the driver has let go of everything of the device
     that was charged to the leaf. What is late is waited for. Raises DeviceError when somebody will
     not die, or nobody can say what is charged."""
-    began_ns = _now_ns()
+    began_ns = now_ns()
     owner.end_owner(owner.room_of(asked.leaf, asked.guid), asked.budget_ns)
     end_ns = began_ns + asked.budget_ns
     device = _name_of(asked.guid)
     left = charged_objects(asked.leaf, device)
-    while left and _now_ns() < end_ns:
+    while left and now_ns() < end_ns:
         time.sleep(_AGAIN_S)
         left = charged_objects(asked.leaf, device)
     failed = errno.EBUSY if left else 0
-    return calls.Steps((StepReport(TeardownStep.RELEASE, failed, began_ns, _now_ns(), left),))
+    return calls.Steps((StepReport(TeardownStep.RELEASE, failed, began_ns, now_ns(), left),))
 
 
 def _name_of(guid: str) -> str:
@@ -308,10 +309,6 @@ def _subdirectories(root: str) -> list[str]:
         return sorted(entry.path for entry in os.scandir(root) if entry.is_dir())
     except FileNotFoundError:
         return []
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 VERBS: Final[dict[str, tuple[type[msgspec.Struct], Callable[[Any, Sequence[int]], Any]]]] = {

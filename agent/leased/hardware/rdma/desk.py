@@ -11,7 +11,6 @@ Does not decide anything.
 from __future__ import annotations
 
 import errno
-import time
 from contextlib import suppress
 from typing import Final, TypeVar
 
@@ -19,6 +18,7 @@ import msgspec
 
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.instant import now_ns
 from leased.hardware.rdma import calls
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
@@ -88,13 +88,13 @@ class Desk:
         with its worker. Raises DeviceError."""
         if not self._config.rdma.prober:
             return []
-        began_ns = _now_ns()
+        began_ns = now_ns()
         asked = calls.Probe(lease.lease_id.hex(), guid)
         probed = await self.ask_again(guid, "probe", asked, calls.Probed, PROBERS)
         if not probed.ran:
             return []
         failed = 0 if probed.status else errno.EBUSY
-        return [StepReport(TeardownStep.WITNESS, failed, began_ns, _now_ns(), probed.status)]
+        return [StepReport(TeardownStep.WITNESS, failed, began_ns, now_ns(), probed.status)]
 
     async def unwatch(self, lease: Lease, guid: str) -> None:
         """End it. A worker that does not answer is ended, and its probers with it."""
@@ -102,7 +102,3 @@ class Desk:
             asked = calls.Probe(lease.lease_id.hex(), guid)
             with suppress(DeviceError):
                 await self.ask(guid, "unwatch", asked, calls.Nothing, PROBERS)
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
