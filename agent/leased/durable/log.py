@@ -162,7 +162,7 @@ class _Opening:
         spares.adopt()
         writer, recovered = repair(disk, identity, found, spares, self._moment)
         if found.tail.kept_records:
-            found = examine(disk, identity)  # once more: the next opening would do no less
+            found = self._examine(identity)  # once more: the next opening would do no less
         changes = self._changes(identity, found)
         signer = _settled(disk, signer, _key_in_force(identity, changes))
         ratchet = self._ratchet(identity, found.scan)

@@ -18,6 +18,8 @@ from leased.chain.signing import Signer, rotation_message
 from leased.chain.verifier import Verifier, verify
 from leased.durable.reader import ReadLog, read_log
 from leased.durable.retention import Removal
+from leased.durable.scan import segment_names
+from leased.durable.writer import PRUNED, kinds
 from leased.terms import event as e
 from leased.terms.errors import ChainError, StateError
 from leased.terms.moment import Moment
@@ -74,13 +76,38 @@ class Rotated(Life):
 
     def prune(self, begins: int = 1 << 62, said: Callable[[Changes], Changes] = tuple) -> int:
         """Let go what may go, and say something of the keys; where the log begins then."""
+        removal, events = self.said(begins, said)
+        self.commit(events)
+        self.log.remove(removal)
+        return removal.min_seq
+
+    def said(
+        self, begins: int = 1 << 62, said: Callable[[Changes], Changes] = tuple
+    ) -> tuple[Removal, list[e.Event]]:
+        """What is to go, and what is sealed of it."""
         removal, size = self.removal(begins), self.sealer.head.size
         assert removal is not None
         self.log.stage(removal)
         fields = (removal.min_seq, removal.head, len(removal.names), size)
         pruned = e.Pruned(ID, *fields, said(removal.key_changes))
-        self.commit([started(), acknowledged(self.log, size), pruned])
-        self.log.remove(removal)
+        return removal, [started(), acknowledged(self.log, size), pruned]
+
+    def killed_before_the_anchor(self) -> int:
+        """While it prunes: the record is on the disk, and no slot says so. Where the log was to
+        begin."""
+        removal, events = self.said()
+        moment = self.now()
+        batch, writer = self.seal(events, moment), self.log._writer
+        for part in writer.parts(batch.frames, batch.count, batch.head, moment):
+            writer.begin()
+            writer.append(part)
+            if PRUNED in kinds(part.data):  # the last of them
+                break
+            writer.anchor.write(part.slot)
+            writer.settle(part)
+            if part.ends_segment:
+                writer.switch(moment)
+        self.pulled += batch.frames
         return removal.min_seq
 
     def collected(self) -> Verifier:
@@ -136,6 +163,22 @@ def test_a_log_is_pruned_past_its_rotations(tmp_path: Path) -> None:
     life.grow()
     life.prune()
     life.holds(tmp_path / "and again")
+
+
+def test_a_crash_before_the_anchor_of_a_pruning_costs_nothing(tmp_path: Path) -> None:
+    """Its record is kept, so the log begins where that says. It went on to begin where it had,
+    which its last Pruned denied: the next start refused it (GAP), unless this one pruned again."""
+    life = Rotated()
+    for number in range(2):
+        life.rotate()
+        life.grow()
+        begins = life.killed_before_the_anchor()
+        assert life.log.journal.anchored.min_seq < begins
+        for _ in range(2):
+            life.again()
+            assert life.log.journal.anchored.min_seq == begins > life.rotations[-1]
+        assert min(segment_names(life.memory.names())) == f"seg-{begins:016x}.log"
+        life.holds(tmp_path / str(number))
 
 
 def test_what_has_its_first_key_says_nothing_anew() -> None:
