@@ -180,6 +180,35 @@ async def test_a_host_put_back_to_its_former_key_is_shown_to_whoever_knows_one_o
     assert judged("--key", first.text(), str(path))[0] == 65, "a key that nobody has introduced"
 
 
+@pytest.mark.parametrize(
+    ("back", "seen"), [(0, "does not hold: BAD_SIGNATURE"), (5, "which keys it says anew")]
+)
+async def test_a_pruning_that_leaves_a_key_out_is_shown(
+    tmp_path: Path, back: int, seen: str
+) -> None:
+    """From the page alone, unless the log is said to begin before it."""
+    pki = FleetPki(tmp_path / "pki")
+    west = Collector(tmp_path, pki)
+    server = NodeServer(node())
+    server.seal_acks = False
+    async with serving(pki, server):
+        west.enrol(server)
+        for number in (1, 2):
+            server.node.rotate(Signer(bytes([number]) * 32))
+        for number in range(50, 55):
+            live(server.node, number)
+        server.node.prune(server.node.size - 5)
+        server.node.min_seq = 0
+        assert (await west.pull())["alpha"].verdict == Verdict.OK
+        [(_, oldest), _] = server.node.changes
+        server.node.prune(server.node.size - back, (oldest,))
+        assert (await west.pull())["alpha"].verdict == Verdict.BAD_SIG
+    [path] = (west.state / "evidence").glob("*.json")
+    keys = ("--key", west.bundle().vkey, "--collector", west.key.text())
+    status, told = judged(*keys, str(path))
+    assert status == 0 and seen in told, told
+
+
 async def test_two_roots_of_one_tree_are_a_fork_that_is_proven(tmp_path: Path) -> None:
     pki = FleetPki(tmp_path / "pki")
     west = Collector(tmp_path, pki)

@@ -89,6 +89,51 @@ def test_a_key_rotation_is_followed_and_its_notes_wait_for_it() -> None:
     assert not done.lagging and done.public_key == Signer(b"\x77" * 32).public_key
 
 
+def turned() -> PulledNode:
+    """A node with its third key, whose log begins between the last two by now."""
+    on = node(2)
+    on.rotate(Signer(b"\x77" * 32))
+    live(on, 9)
+    begins = on.size
+    live(on, 19)
+    on.rotate(Signer(b"\x78" * 32))
+    live(on, 29)
+    on.prune(begins)
+    return on
+
+
+def forgetful(state: i.State) -> i.State:
+    """What an earlier release carried."""
+    known = state.verifier and i.msgspec.structs.replace(state.verifier, keys=None)
+    return i.decode_state(i.encode_state(i.msgspec.structs.replace(state, verifier=known)))
+
+
+@pytest.mark.parametrize("away", [0, 1, 2, 3])
+@pytest.mark.parametrize("carried", [lambda state: state, forgetful])
+def test_what_a_pruning_says_anew_of_the_keys_is_what_they_were(
+    away: int, carried: Callable[[i.State], i.State]
+) -> None:
+    """Wherever the collector stood when it went away: at the beginning, and after each change."""
+    on = turned()
+    sizes = [0, *(at + 1 for at, _ in on.changes), on.size - 2]
+    state = i.State(on.pinned())
+    on.min_seq = 0
+    page = b"".join(on.frames[: sizes[away]]) + on.trailer(sizes[away])
+    state = carried(take(state, page).state if away else state)
+    done = pull(on, state)
+    assert done.head.size == on.size and done.public_key == Signer(b"\x78" * 32).public_key
+    on.prune(on.size)
+    done = pull(on, carried(done))
+    live(on, 39)
+    # Another time, and not all of it: of an older key.
+    on.prune(on.size, tuple(change for _, change in on.changes)[:1])
+    on.min_seq = 0
+    with pytest.raises(ChainError) as refused:
+        pull(on, done)
+    finding = r.judge_refusal(done, refused.value)
+    assert finding is not None and finding.verdict == "BAD_SIG"
+
+
 def test_a_countersignature_alone_is_nothing_to_acknowledge() -> None:
     on = node()
     state = pull(on, i.State(on.pinned()))

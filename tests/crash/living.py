@@ -108,7 +108,7 @@ class Life:
         removal = self.log.removal(acked_size=size, older_than_wall_ns=2**62, pressed=True)
         if removal is not None:
             self.log.stage(removal)
-            fields = (removal.min_seq, removal.head, len(removal.names), size)
+            fields = (removal.min_seq, removal.head, len(removal.names), size, removal.key_changes)
             self.commit([started(), acknowledged(self.log, size), e.Pruned(ID, *fields)])
             self.log.remove(removal)
 
@@ -123,6 +123,7 @@ class Life:
         self.sealer.successor = signer
         batch = self.seal([rotated], moment)
         self.log.journal.commit_blocking(batch.frames, batch.count, batch.head, moment)
+        self.log.signer = signer
         self.settle(batch)
         self.log.adopt_key()
 

@@ -71,6 +71,15 @@ REFUSED_OF_A_KIND = e.Refused(
 )
 """Of the second schema of its kind."""
 
+PRUNED_PAST_KEYS = e.Pruned(
+    *(EventId(BOOT), 90, b"\x5a" * 32, 3, 2**62),
+    (
+        e.KeyChange(b"\x1a" * 32, b"\x2b" * 64, b"\x3c" * 64),
+        e.KeyChange(b"\x4d" * 32, b"\x5e" * 64, b"\x6f" * 64),
+    ),
+)
+"""Of the second schema of its kind, too. Nobody's key has signed it."""
+
 
 def events_of_every_kind() -> list[e.Event]:
     """One event of each kind in `event.KIND`, in the order of their numbers, with values at the

@@ -50,6 +50,7 @@ class PulledNode:
         self.frames: list[bytes] = []
         self.hashes: list[bytes] = []
         self.min_seq = 0
+        self.changes: list[tuple[int, e.KeyChange]] = []
         self.grown = trio.Event()
 
     @property
@@ -131,13 +132,23 @@ class PulledNode:
         message = rotation_message(self.log_id, self.signer.public_key, signer.public_key)
         signed = (self.signer.sign(message), signer.sign(message))
         self.sealer.successor = signer  # a checkpoint in the same batch is signed by it already
+        self.changes.append((self.size, e.KeyChange(signer.public_key, *signed)))
         self.seal([e.KeyRotated(e.EventId(self.entropy()), signer.public_key, *signed)])
         self.signer = signer
+
+    def prune(self, min_seq: int, said: tuple[e.KeyChange, ...] | None = None) -> None:
+        """Let go what is before a record; `said` anew of the keys, if not what there is to say."""
+        if said is None:
+            said = tuple(change for at, change in self.changes if at < min_seq)
+        fields = (min_seq, self.hashes[min_seq - 1], 1, min_seq, said)
+        self.seal([e.Pruned(e.EventId(self.entropy()), *fields)], sign=True)
+        self.min_seq = min_seq
 
     def clone(self) -> PulledNode:
         """A copy of the whole host at this moment: key, log, everything."""
         twin = copy.copy(self)
         twin.frames, twin.hashes = list(self.frames), list(self.hashes)
+        twin.changes = list(self.changes)
         twin.entropy = CountedEntropy(b"clone%d" % self.size)
         twin.sealer, twin.ratchet = copy.copy(self.sealer), copy.copy(self.ratchet)
         twin.sealer.ratchet = twin.ratchet
@@ -148,6 +159,7 @@ class PulledNode:
         """Forget everything from record `size` on, as a restore from a backup does."""
         del self.frames[size:]
         del self.hashes[size:]
+        self.changes = [one for one in self.changes if one[0] < size]
         batch = int.from_bytes(self.frames[-1][16:24], "little") + 1
         self.sealer = self._sealer(Head(size, self.hashes[-1]), self.tree(size), batch)
 

@@ -108,8 +108,8 @@ class Fleet(RuleBasedStateMachine):
 
     @rule()
     def prune(self) -> None:
-        """Records go that nobody has acknowledged."""
-        self.node.min_seq = self.node.size
+        """Records go that nobody has acknowledged; what else there is to say of it is true."""
+        self.node.prune(self.node.size)
 
     @precondition(lambda self: not self.wiped)
     @rule()

@@ -26,6 +26,7 @@ from tests.doubles.disk import MemoryDisk
 from tests.doubles.logs import (
     BOOT,
     MACHINE,
+    PRUNED_PAST_KEYS,
     CountedEntropy,
     events_of_every_kind,
     moment_at,
@@ -69,9 +70,26 @@ def test_body(event) -> None:
 SECOND = json.loads((HERE / "bodies-second.json").read_text())
 
 
-@pytest.mark.parametrize("name", SECOND)
-def test_body_of_a_second_schema(name: str, tmp_path: Path) -> None:
+def test_body_of_a_pruning_that_says_keys_anew() -> None:
+    """`test_log_rotated` seals such ones."""
+    entry = SECOND["Pruned"]
+    body = bytes.fromhex(entry["body"])
+    first = msgspec.structs.replace(PRUNED_PAST_KEYS, key_changes=())
+    assert canonical.encode(PRUNED_PAST_KEYS) == body and canonical.schema_of(first) == 1
+    assert canonical.decode(entry["kind"], entry["schema"], body) == PRUNED_PAST_KEYS
+    at = body.index(b"\x92\x93\xc4\x20")
+    # Not without the changes, and not with none.
+    for bad in (b"\x95" + body[1:at], body[:at] + b"\x90", body[:at] + b"\xc0"):
+        with pytest.raises(ChainError):
+            canonical.decode(entry["kind"], entry["schema"], bad)
+        with pytest.raises(independent.Broken):
+            found, _ = independent.take(bad, 0)
+            independent.need(independent.fits(found, independent.SECOND[entry["kind"]]), "body")
+
+
+def test_body_of_a_second_schema(tmp_path: Path) -> None:
     """It is decoded, encoded and sealed as that, both verifiers take it, and a first goes on."""
+    name = "Refused"
     entry = SECOND[name]
     first = next(one for one in events_of_every_kind() if type(one).__name__ == name)
     second = msgspec.structs.replace(first, resource_kind=ResourceKind.GPU)

@@ -21,6 +21,7 @@ from leased.terms import event as e
 from leased.terms.errors import ChainError, LeasedError
 from leased.terms.event import KIND
 from tests.doubles.logs import (
+    PRUNED_PAST_KEYS,
     REFUSED_OF_A_KIND,
     events_of_every_kind,
     open_in,
@@ -66,7 +67,9 @@ def mutated(value: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(
-    "event", [*events_of_every_kind(), REFUSED_OF_A_KIND], ids=lambda one: type(one).__name__
+    "event",
+    [*events_of_every_kind(), PRUNED_PAST_KEYS, REFUSED_OF_A_KIND],
+    ids=lambda one: type(one).__name__,
 )
 def test_a_field_of_a_body(event: e.Event) -> None:
     kind, schema = KIND[type(event)], canonical.schema_of(event)

@@ -28,6 +28,7 @@ from tests.vectors.c2sp_independent import (
     read_policy,
     signature_holds,
 )
+from tests.vectors.keys_independent import Keys, last_pruned
 from tests.vectors.seals_independent import Seals
 
 __all__ = ["Broken", "note_holds", "read_policy", "signature_holds", "tree_root", "verify"]
@@ -48,6 +49,7 @@ SHAPES = {
     "inventory": (["resource"], ["absence"], ["s"]),
     "absence": ("kind", "s"),
     "pair": ("s", "s"),
+    "change": ("b32", "b64", "b64"),
     "borrowed": ("kind", "i"),
     "metered": ("s", "i", "i", "i", "b16"),
     "resource": ("s", "kind", "?tier", "n", "n", "i", "grade", "health")
@@ -99,7 +101,7 @@ BODIES = {
     81: ("b16", "b16", "s", "s", "i", "b32", "b32"),
     82: ("b16", "b16", "s", "s"),
 }
-SECOND = {11: (*BODIES[11], "kind")}
+SECOND = {11: (*BODIES[11], "kind"), 70: (*BODIES[70], ["change", "at least one"])}
 SCHEMAS = {1: BODIES, 2: SECOND}
 
 
@@ -170,7 +172,8 @@ def take(data: bytes, at: int, depth: int = 0) -> tuple[object, int]:
 def fits(value: object, shape: object) -> bool:
     """Whether a value has the shape that FORMAT.md section 6 gives."""
     if isinstance(shape, list):
-        return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
+        enough = isinstance(value, list) and len(value) >= len(shape) - 1
+        return enough and all(fits(item, shape[0]) for item in value)
     if isinstance(shape, tuple):
         return isinstance(value, list) and len(value) == len(shape) and all(map(fits, value, shape))
     if shape.startswith("?"):
@@ -307,7 +310,7 @@ class Chain:
         length = number(identity, 144, 2)
         self.log_id, self.origin = identity[16:32], identity[146 : 146 + length]
         self.first_key = identity[32:64]
-        self.key = self.first_key if signatures else None
+        self.keys = Keys(self.log_id, self.first_key) if signatures else None
         self.epoch_ns, self.seal_key = number(identity, 64, 8), seal_key
         self.latest = latest
         self.tree, self.head, self.batch = Tree(), bytes(32), 0
@@ -340,6 +343,20 @@ class Chain:
         need(header[48:80] == self.head and peaks == self.tree.peaks, f"{name}: link")
         need(name == f"seg-{size:016x}.log", f"{name}: not the name of this segment")
         self.segment_no += 1
+
+    def look_ahead(self, paths: list[Path], last: int, end: int) -> None:
+        """FORMAT.md section 6d: the key where the log begins is known from its last Pruned."""
+        found, begins = [], int(paths[0].name[4:20], 16)
+        for path in paths:
+            data = path.read_bytes()
+            if number(data, 32, 8) <= last:
+                found.append(data[4096 : end if number(data, 32, 8) == last else len(data)])
+        schema, body = last_pruned(found)
+        value, stop = take(body, 0) if schema == 2 else (None, 0)
+        if value is not None:
+            need(stop == len(body) and fits(value, SECOND[70]), "the last Pruned: body")
+        # Of another beginning it says nothing of this one.
+        self.keys.begin(begins, value[5] if value is not None and value[1] == begins else [])
 
     def take_frame(self, data: bytes, at: int, name: str) -> int:
         """FORMAT.md section 5; return where the next frame begins."""
@@ -393,14 +410,12 @@ class Chain:
             _, size, root, signature = value
             need(size == self.tree.size and root == self.tree.root(), f"{where}: root")
             text = self.origin + b"\n%d\n" % size + base64.b64encode(root) + b"\n"
-            holds = self.key is None or signature_holds(self.key, text, signature)
+            holds = self.keys is None or signature_holds(self.keys.key, text, signature)
             need(holds, f"{where}: signature")
-        if self.kind == 7 and self.key is not None:
-            _, new, by_old, by_new = value
-            message = b"leased key rotation v1\n" + self.log_id + self.key + new
-            both = signature_holds(self.key, message, by_old)
-            need(both and signature_holds(new, message, by_new), f"{where}: key rotation")
-            self.key = new
+        if self.kind == 7 and self.keys is not None:
+            self.keys.rotated(value[1:], self.tree.size, where)
+        if self.kind == 70 and self.keys is not None:
+            self.keys.pruned(value, where)
 
     def step(self, lease: bytes, where: str) -> None:
         """FORMAT.md section 6b."""
@@ -436,7 +451,8 @@ class Chain:
         """How many records the quorum vouches for. Raises Broken if not for all that are gone, or
         if other logs are meant."""
         witnesses, _, quorum, logs = policy
-        ours = [(self.origin, key) for key in (self.first_key, self.key)]
+        last = self.keys.key if self.keys is not None else self.first_key
+        ours = [(self.origin, key) for key in (self.first_key, last)]
         need(not logs or any(one in logs for one in ours), "the policy is of other logs")
         sizes = {}
         for name, (called, key) in witnesses.items():
@@ -476,6 +492,8 @@ def verify(
     pruned = [path for path in paths[1:] if int(path.name[4:20], 16) <= min_seq]
     paths = paths[len(pruned) :]
     need(end >= 4096, "the frames end within the header")
+    if chain.keys is not None and paths and int(paths[0].name[4:20], 16):
+        chain.look_ahead(paths, last, end)
     data, done, this = b"", 0, -1
     for index, path in enumerate(paths):
         data = path.read_bytes()
@@ -507,7 +525,7 @@ def beyond(
     chain: Chain, data: bytes, at: int, later: list[Path], generation: int, *, both: bool
 ) -> None:
     """FORMAT.md section 8, row 8: at most one batch beyond the anchor, two if a slot is lost."""
-    chain.key, chain.seals, chain.stages = None, None, None
+    chain.keys, chain.seals, chain.stages = None, None, None
     most, ended = generation + (1 if both else 2), chain.kind == 68 and at > 4096
     while True:
         while not ended:

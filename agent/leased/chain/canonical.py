@@ -19,8 +19,18 @@ import msgspec
 from leased.chain.shapes import compile_shapes
 from leased.chain.verdict import BAD_BODY
 from leased.terms.errors import ChainError, InvariantError
-from leased.terms.event import KIND, Event, Fenced, LeaseEvent, Reclaimed, Refused, Wide
-from leased.terms.identity import ID, CommandId, TenantId
+from leased.terms.event import (
+    KIND,
+    Event,
+    Fenced,
+    KeyChange,
+    LeaseEvent,
+    Pruned,
+    Reclaimed,
+    Refused,
+    Wide,
+)
+from leased.terms.identity import ID, CommandId, Hash, TenantId
 from leased.terms.resource import Allotment, ResourceKind
 
 SCHEMA: Final = 1
@@ -87,16 +97,39 @@ class _RefusedSecond(_RefusedFirst, frozen=True, array_like=True):
     resource_kind: ResourceKind
 
 
+class _PrunedFirst(Event, frozen=True, array_like=True):
+    """`Pruned` in schema 1, of a log that has its first key there."""
+
+    min_seq: int
+    head: Hash
+    segments: int
+    acked_size: int
+
+
+class _PrunedSecond(_PrunedFirst, frozen=True, array_like=True):
+    """`Pruned` in schema 2: how the log came to the key that it has there."""
+
+    key_changes: Annotated[tuple[KeyChange, ...], msgspec.Meta(min_length=1)]
+
+
 _STORED: Final[dict[type[Event], type[LeaseEvent]]] = {
     Reclaimed: _ReclaimedBody,
     Fenced: _FencedBody,
 }
-_FIRST: Final[dict[type[Event], type[Event]]] = {**_STORED, Refused: _RefusedFirst}
-_REFUSED: Final = KIND[Refused]
+_SAID: Final[dict[type[Event], tuple[str, type[Event], type[Event]]]] = {
+    Refused: ("resource_kind", _RefusedFirst, _RefusedSecond),
+    Pruned: ("key_changes", _PrunedFirst, _PrunedSecond),
+}
+"""Of two schemas: what only the second says, and both."""
+
+_FIRST: Final[dict[type[Event], type[Event]]] = {
+    **_STORED,
+    **{event: first for event, (_, first, _) in _SAID.items()},
+}
 _EVENT_OF: Final[dict[int, type[Event]]] = {kind: event for event, kind in KIND.items()}
 _BODY_OF: Final[dict[tuple[int, int], type[Event]]] = {
     **{(kind, SCHEMA): _FIRST.get(event, event) for event, kind in KIND.items()},
-    (_REFUSED, 2): _RefusedSecond,
+    **{(KIND[event], 2): second for event, (_, _, second) in _SAID.items()},
 }
 _DECODERS: Final[dict[tuple[int, int], msgspec.msgpack.Decoder[Event]]] = {
     of: msgspec.msgpack.Decoder(body) for of, body in _BODY_OF.items()
@@ -111,7 +144,9 @@ KNOWN: Final = frozenset(_BODY_OF)
 
 def schema_of(event: Event) -> int:
     """The schema that `encode` uses for an event."""
-    return 2 if type(event) is Refused and event.resource_kind is not None else SCHEMA
+    said = _SAID.get(type(event))
+    # Nothing is said by None, and by an empty array.
+    return 2 if said is not None and getattr(event, said[0]) not in (None, ()) else SCHEMA
 
 
 def encode(event: Event) -> bytes:
@@ -155,11 +190,13 @@ def decode(
 def _narrow(event: Event) -> Event:
     """Return the stored form of an event with wide integers, or of more than one schema."""
     fields = msgspec.structs.asdict(event)
-    if type(event) is Refused:
-        if event.resource_kind is not None:
-            return _RefusedSecond(**fields)
-        del fields["resource_kind"]
-        return _RefusedFirst(**fields)
+    said = _SAID.get(type(event))
+    if said is not None:
+        name, first, second = said
+        if schema_of(event) == 2:
+            return second(**fields)
+        del fields[name]
+        return first(**fields)
     fields["held_capacity_ns"] = tuple(
         n.to_bytes(WIDE_BYTES, "big") for n in fields["held_capacity_ns"]
     )
@@ -169,8 +206,8 @@ def _narrow(event: Event) -> Event:
 def _widen(kind: int, stored: Event) -> Event:
     """Undo `_narrow`."""
     fields = msgspec.structs.asdict(stored)
-    if kind == _REFUSED:
-        return Refused(**fields)
+    if _EVENT_OF[kind] in _SAID:
+        return _EVENT_OF[kind](**fields)
     fields["held_capacity_ns"] = tuple(
         int.from_bytes(raw, "big") for raw in fields["held_capacity_ns"]
     )

@@ -40,6 +40,7 @@ from leased.chain.tree import Frontier
 from leased.chain.verdict import BAD_NOTE, BAD_PROOF, BAD_ROOT, BAD_SIGNATURE
 from leased.chain.verifier import Verifier
 from leased.terms.errors import ChainError
+from leased.terms.event import KIND, KeyChange, Pruned
 
 FORMAT: Final = "leased-evidence/1"
 
@@ -60,6 +61,11 @@ class Rotation(msgspec.Struct, frozen=True):
     new: str
     signature_old: str
     signature_new: str
+
+    def change(self) -> KeyChange:
+        """As a record says it anew. Raises ValueError for hex that is none."""
+        fields = (self.new, self.signature_old, self.signature_new)
+        return KeyChange(*(bytes.fromhex(one) for one in fields))
 
 
 class Cosigned(msgspec.Struct, frozen=True):
@@ -183,6 +189,16 @@ def node_keys(log_id: str, node: NoteKey, rotations: Sequence[Rotation]) -> list
     return [NoteKey(node.name, key, node.kind) for key in known]
 
 
+def led_to(key: bytes, rotations: Sequence[Rotation]) -> list[Rotation]:
+    """Those that led to `key`, from the first on, whatever their order."""
+    of = {bytes.fromhex(one.new): one for one in rotations}
+    found: list[Rotation] = []
+    while key in of:
+        found.append(of.pop(key))
+        key = bytes.fromhex(found[-1].old)
+    return found[::-1]
+
+
 def _ends(rotation: Rotation) -> set[bytes]:
     return {bytes.fromhex(rotation.old), bytes.fromhex(rotation.new)}
 
@@ -276,13 +292,15 @@ def _replay(bundle: Bundle, keys: Sequence[NoteKey], signed: Checkpoint | None) 
     log_id = bytes.fromhex(bundle.log_id)
     page = b64decode(bundle.page)
     node = next((key for key in keys if key.text() == bundle.vkey), keys[0])
+    led = led_to(node.public_key, bundle.rotations or ())
     verifier = Verifier(
         log_id,
         Head(start.size, head),
         frontier,
         batch=start.batch,
         origin=bundle.origin,
-        public_key=node.public_key,
+        public_key=bytes.fromhex(led[0].old) if led else node.public_key,
+        key_changes=[one.change() for one in led],
         epoch_ns=bundle.epoch_ns,
         bodies=True,
     )
@@ -299,4 +317,6 @@ def _replay(bundle: Bundle, keys: Sequence[NoteKey], signed: Checkpoint | None) 
         return f"the node signed another tree than that of the {checkpoint.size} records it served"
     if bundle.verdict == "BAD_SEAL":
         return "the page holds but for its seals, which the holder of their key judges"
+    if bundle.verdict == "BAD_SIG" and KIND[Pruned] in walk.kinds:
+        return "the page holds but for which keys it says anew, which who has all records judges"
     raise ChainError(BAD_PROOF, "the page holds: this bundle shows nothing")

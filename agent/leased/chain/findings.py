@@ -16,6 +16,7 @@ from leased.chain.epochs import CarriedEpochs
 from leased.chain.head import Head
 from leased.chain.record import HASH_BYTES, HEADER, HEADER_BYTES, Record
 from leased.chain.tree import Frontier
+from leased.terms.event import KeyChange
 
 
 class Walk(msgspec.Struct):
@@ -79,6 +80,15 @@ class Verified(msgspec.Struct, frozen=True):
     sealed_wall_ns: int = 0
 
 
+class CarriedKeys(msgspec.Struct, frozen=True, array_like=True):
+    """How a log came to its key: by `before`, which were before record `begins`, and then by those
+    in `since`, each with its sequence."""
+
+    begins: int
+    before: tuple[KeyChange, ...]
+    since: tuple[tuple[int, KeyChange], ...]
+
+
 class Carried(msgspec.Struct, frozen=True, array_like=True):
     """Where a verifier stands after whole batches: what another one goes on from. Holds the key of
     an epoch, if the verifier was enrolled with one."""
@@ -94,3 +104,5 @@ class Carried(msgspec.Struct, frozen=True, array_like=True):
     unknown: int
     clock_breaks: int
     epochs: CarriedEpochs | None
+    keys: CarriedKeys | None = None
+    """None: not known (an earlier release did not keep it)."""

@@ -17,6 +17,7 @@ from typing import Final, Protocol, TypeVar
 
 import msgspec
 
+from leased.chain.canonical import decode
 from leased.chain.head import Head
 from leased.chain.record import (
     FLAG_LAST,
@@ -32,10 +33,11 @@ from leased.chain.segment import HEADER_BYTES, SegmentHeader, parse_header, writ
 from leased.chain.tree import Frontier
 from leased.chain.verdict import ANCHOR_ROLLED_BACK, CORRUPT_ANCHOR, CORRUPT_SEGMENT
 from leased.terms.errors import ChainError
-from leased.terms.event import KIND, Allocated, SegmentEnd
+from leased.terms.event import KIND, Allocated, Pruned, SegmentEnd
 
 SEGMENT_END: Final = KIND[SegmentEnd]
 _ALLOCATED: Final = KIND[Allocated]
+_PRUNED: Final = KIND[Pruned]
 
 
 class Slot(Protocol):
@@ -53,6 +55,8 @@ class Slot(Protocol):
     def end_offset(self) -> int: ...
     @property
     def head(self) -> bytes: ...
+    @property
+    def min_seq(self) -> int: ...
 
 
 S = TypeVar("S", bound=Slot)
@@ -60,12 +64,13 @@ S = TypeVar("S", bound=Slot)
 
 class Step(msgspec.Struct, frozen=True):
     """One slot to write, in order: the anchor after one more batch, or after the switch to the
-    next segment."""
+    next segment. A Pruned among them moves the beginning (`min_seq`), as it would have."""
 
     generation: int
     segment_no: int
     end_offset: int
     head: Head
+    min_seq: int
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -167,6 +172,7 @@ class _TailReader:
         self._end_offset = slot.end_offset
         self._head = Head(slot.next_seq, slot.head)
         self._frontier = frontier
+        self._min_seq = slot.min_seq
         self._steps: list[Step] = []
         self._granted: list[int] = []
         self._file = images[0].name
@@ -187,6 +193,7 @@ class _TailReader:
             self._head = Head(self._head.size + len(records), records[-1].hash)
             self._frontier = self._frontier.extended([record.hash for record in records])
             self._granted.extend(record.sequence for record in records if record.kind == _ALLOCATED)
+            self._min_seq = _begins(records, self._min_seq)
             self._step(records[0].batch, end)
             offset = end
             if records[-1].kind == SEGMENT_END:
@@ -260,7 +267,8 @@ class _TailReader:
 
     def _step(self, generation: int, end_offset: int) -> None:
         self._generation, self._end_offset = generation, end_offset
-        self._steps.append(Step(generation, self._segment_no, end_offset, self._head))
+        where = (generation, self._segment_no, end_offset, self._head)
+        self._steps.append(Step(*where, self._min_seq))
 
 
 def _whole_batch(
@@ -284,6 +292,15 @@ def _whole_batch(
         offset += record.frame_bytes
         if record.flags & FLAG_LAST:
             return records, offset
+
+
+def _begins(records: Sequence[Record], min_seq: int) -> int:
+    """Which record the log begins with once these are anchored."""
+    for record in records:
+        if record.kind == _PRUNED:
+            event = decode(record.kind, record.schema, record.body, sequence=record.sequence)
+            min_seq = event.min_seq if isinstance(event, Pruned) else min_seq
+    return min_seq
 
 
 def _torn(image: Image, offset: int) -> Torn | None:

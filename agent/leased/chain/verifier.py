@@ -12,7 +12,7 @@ Does not read files and does not judge what is beyond an anchor (`recovery`).
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Final
 from zlib import crc32
@@ -23,6 +23,7 @@ from leased.chain.canonical import KNOWN, SHAPES, Unknown, decode
 from leased.chain.epochs import Continuity, EpochKey
 from leased.chain.findings import Carried, Verified, Walk
 from leased.chain.head import GENESIS, Head
+from leased.chain.keys import Keys
 from leased.chain.note import Checkpoint
 from leased.chain.record import (
     FLAG_LAST,
@@ -37,7 +38,7 @@ from leased.chain.record import (
     hash_prefix,
     parse_frame,
 )
-from leased.chain.signing import rotation_message, verifies
+from leased.chain.signing import verifies
 from leased.chain.tree import EMPTY, Frontier
 from leased.chain.verdict import (
     BAD_ROOT,
@@ -47,15 +48,23 @@ from leased.chain.verdict import (
     CORRUPT_SEGMENT,
 )
 from leased.terms.errors import ChainError
-from leased.terms.event import KIND, CheckpointSigned, EpochSealed, Event, KeyRotated, NodeStarted
+from leased.terms.event import (
+    KIND,
+    CheckpointSigned,
+    EpochSealed,
+    Event,
+    KeyChange,
+    KeyRotated,
+    NodeStarted,
+    Pruned,
+)
 
-_CHECKPOINT = KIND[CheckpointSigned]
-_ROTATION = KIND[KeyRotated]
+_OF_KEYS = frozenset((KIND[KeyRotated], KIND[Pruned]))
 _STARTED = KIND[NodeStarted]
 _SEALED = KIND[EpochSealed]
-_RARE = frozenset((_CHECKPOINT, _ROTATION, _SEALED))
+_OF_TREES = frozenset((KIND[CheckpointSigned], _SEALED))
 _NEVER_NS: Final = 1 << 64
-_JUDGED = _RARE | {_STARTED}
+_JUDGED = _OF_KEYS | _OF_TREES | {_STARTED}
 _PLAIN: Final = bytes(
     sum(1 << (schema - 1) for known, schema in KNOWN if known == kind and kind not in _JUDGED)
     for kind in range(native.KINDS)
@@ -78,13 +87,15 @@ class Verifier:
         batch: int = 0,
         origin: str = "",
         public_key: bytes | None = None,
+        key_changes: Sequence[KeyChange] = (),
         epoch_ns: int = 0,
         seal_key: EpochKey | None = None,
         latest_epoch: int | None = None,
         bodies: bool = False,
         file: str = "",
     ) -> None:
-        """`epoch_ns` is that of the log's identity: not 0 where every epoch must be sealed;
+        """`public_key` is the log's first, and `key_changes` lead from it to the one in force at
+        `head`. `epoch_ns` is that of the log's identity: not 0 where every epoch must be sealed;
         `seal_key` what this verifier was enrolled with, `latest_epoch` as `Continuity` has it.
         `bodies`: `check_bodies` will be asked of every walk, so they are looked at meanwhile."""
         self._log_id = log_id
@@ -95,7 +106,9 @@ class Verifier:
         self._open = False
         self._shapes = SHAPES if bodies else None
         self._origin = origin
-        self._key = public_key
+        self._keys: Keys | None = None
+        if public_key is not None:
+            self._keys = Keys(log_id, public_key, key_changes, head.size)
         self._boot_ns = 0
         self._last_kind = 0
         self._signed_size = 0
@@ -140,7 +153,7 @@ class Verifier:
             self._batch,
             not self._open,
             self._last_kind,
-            self._key,
+            self._keys.current if self._keys else None,
             self._signed_size,
             self._damaged_count,
             tuple(self._damaged),
@@ -159,24 +172,27 @@ class Verifier:
             self._frontier,
             self._batch,
             self._last_kind,
-            self._key,
+            self._keys.current if self._keys else None,
             self._signed_size,
             self._boot_ns,
             self._damaged_count,
             self._unknown,
             self._clock_breaks,
             self._epochs.carried() if self._epochs else None,
+            self._keys.carried() if self._keys else None,
         )
 
     def resume(self, carried: Carried) -> None:
         """Go on from where another verifier of this log stood."""
         self._head, self._frontier = carried.head, carried.frontier
         self._batch, self._last_kind = carried.batch, carried.last_kind
-        self._key, self._signed_size = carried.public_key, carried.signed_size
-        self._boot_ns, self._damaged_count = carried.boot_ns, carried.crc_damaged
+        self._signed_size, self._boot_ns = carried.signed_size, carried.boot_ns
+        self._damaged_count = carried.crc_damaged
         self._unknown, self._clock_breaks = carried.unknown, carried.clock_breaks
         if self._epochs is not None and carried.epochs is not None:
             self._epochs.resume(carried.epochs)
+        if self._keys is not None and carried.public_key is not None:
+            self._keys.resume(carried.keys, carried.public_key, carried.head.size)
 
     def _walk(self, data: bytes, offset: int, stop: int, base: int, walk: Walk) -> None:
         """Every link, hash and CRC: in strides, and where one ends, a step."""
@@ -323,68 +339,51 @@ class Verifier:
             self._damaged.append(sequence)
 
     def _grow(self, walk: Walk, base: int) -> None:
-        """Extend the tree by the walked records, and check every checkpoint and key rotation
-        among them."""
+        """Extend the tree by the walked records, and check every checkpoint, seal, key rotation and
+        pruning among them."""
         done, digests = 0, walk.digests
         for index in walk.judged:
             kind = walk.kinds[index]
-            if kind in (_CHECKPOINT, _SEALED):
+            if kind in _OF_TREES:
                 self._frontier = self._frontier.grown(
                     digests[done * HASH_BYTES : index * HASH_BYTES]
                 )
                 done = index
-                check = self._check_checkpoint if kind == _CHECKPOINT else self._check_seal
-                check(walk, index, base)
-            elif kind == _ROTATION:
-                self._check_rotation(walk, index, base)
+            elif kind not in _OF_KEYS or self._keys is None:
+                continue
+            sequence, offset = walk.first_seq + index, base + walk.offsets[index]
+            event = self._decoded(walk.data, walk.offsets[index], sequence, offset)
+            try:
+                self._check(event, sequence)
+            except ChainError as error:
+                raise error.at(sequence, offset, self.file) from None
         self._frontier = self._frontier.grown(digests[done * HASH_BYTES :])
 
-    def _check_checkpoint(self, walk: Walk, index: int, base: int) -> None:
+    def _check(self, event: Event | Unknown, sequence: int) -> None:
+        """What record `sequence` says of the tree before it, and of keys. Raises ChainError."""
+        if isinstance(event, CheckpointSigned):
+            self._check_checkpoint(event, sequence)
+        elif isinstance(event, EpochSealed):
+            if event.root != self._frontier.root():
+                why = f"the seal's root is not that of the {event.size} records before it"
+                raise ChainError(BAD_ROOT, why)
+        elif self._keys is not None:
+            self._keys.follow(event, sequence)
+
+    def _check_checkpoint(self, event: CheckpointSigned, sequence: int) -> None:
         """Compare a sealed checkpoint with the tree before it, and check its signature if a key
-        is known."""
-        sequence, offset = walk.first_seq + index, base + walk.offsets[index]
-        event = self._decoded(walk.data, walk.offsets[index], sequence, offset)
-        if isinstance(event, Unknown):
-            return
-        assert isinstance(event, CheckpointSigned)
+        is known. Raises ChainError."""
         if event.size != sequence or event.root != self._frontier.root():
             why = (
                 f"the signed checkpoint of size {event.size} is not the root of the tree before it"
             )
-            raise ChainError(BAD_ROOT, why, sequence=sequence, offset=offset, file=self.file)
-        if self._key is not None:
+            raise ChainError(BAD_ROOT, why)
+        if self._keys is not None:
             text = Checkpoint(self._origin, event.size, event.root).text()
-            if not verifies(self._key, text.encode(), event.signature):
+            if not verifies(self._keys.current, text.encode(), event.signature):
                 why = "the checkpoint's signature is not by the node's key"
-                raise ChainError(
-                    BAD_SIGNATURE, why, sequence=sequence, offset=offset, file=self.file
-                )
+                raise ChainError(BAD_SIGNATURE, why)
         self._signed_size = event.size
-
-    def _check_seal(self, walk: Walk, index: int, base: int) -> None:
-        """Compare a seal with the tree before it."""
-        sequence, offset = walk.first_seq + index, base + walk.offsets[index]
-        event = self._decoded(walk.data, walk.offsets[index], sequence, offset)
-        if isinstance(event, EpochSealed) and event.root != self._frontier.root():
-            why = f"the seal's root is not that of the {event.size} records before it"
-            raise ChainError(BAD_ROOT, why, sequence=sequence, offset=offset, file=self.file)
-
-    def _check_rotation(self, walk: Walk, index: int, base: int) -> None:
-        """Follow a replacement of the node's key, signed by the old and the new."""
-        if self._key is None:
-            return
-        sequence, offset = walk.first_seq + index, base + walk.offsets[index]
-        event = self._decoded(walk.data, walk.offsets[index], sequence, offset)
-        if isinstance(event, Unknown):
-            return
-        assert isinstance(event, KeyRotated)
-        message = rotation_message(self._log_id, self._key, event.public_key)
-        if not verifies(self._key, message, event.signature_old) or not verifies(
-            event.public_key, message, event.signature_new
-        ):
-            why = "the key rotation is not signed by both keys"
-            raise ChainError(BAD_SIGNATURE, why, sequence=sequence, offset=offset, file=self.file)
-        self._key = event.public_key
 
 
 def verify(chunks: Iterable[bytes], verifier: Verifier, *, bodies: bool = True) -> Verified:

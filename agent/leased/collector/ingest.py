@@ -142,6 +142,7 @@ def verifier_at(state: State, now_ns: int) -> Verifier:
         pinned.log_id,
         origin=pinned.origin,
         public_key=pinned.public_key,
+        key_changes=[one.change() for one in state.rotations],
         epoch_ns=pinned.epoch_ns,
         seal_key=key,
         latest_epoch=latest,

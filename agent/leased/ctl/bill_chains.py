@@ -225,7 +225,7 @@ class Chains:
         for _, path in found:
             one = Verifier(parse_id(span.log_id, "log_id"), file=path.name)
             if verifier.verified().head.size:
-                one.resume(msgspec.structs.replace(verifier.carried(), public_key=None))
+                one.resume(verifier.carried())
             try:
                 one.feed(read_file(path, most=SEGMENT_BYTES_MAX))
             except ChainError as error:

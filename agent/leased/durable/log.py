@@ -12,7 +12,7 @@ it is handed here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import trio
@@ -26,6 +26,7 @@ from leased.chain.epochs import (
     first_epoch,
     next_epoch,
 )
+from leased.chain.keys import change_of, followed
 from leased.chain.segment import (
     FLAG_SEALED_PROFILE,
     HEADER_BYTES,
@@ -52,7 +53,7 @@ from leased.durable.sealkey import SEAL_KEY_FILE, load_seal_key, replace_seal_ke
 from leased.durable.spares import Spares
 from leased.ports import Entropy
 from leased.terms.errors import ChainError, LogBusy, StateError
-from leased.terms.event import EpochSealed, KeyRotated, NodeStarted
+from leased.terms.event import EpochSealed, KeyChange, KeyRotated, NodeStarted
 from leased.terms.moment import Moment
 
 __all__ = ["OpenedLog", "RecoveredTail", "open_log"]
@@ -121,6 +122,7 @@ class _Opening:
         self._moment = moment
         self._entropy = entropy
         self._machine_id = machine_id
+        self._before: tuple[KeyChange, ...] = ()
 
     def open(
         self,
@@ -149,7 +151,7 @@ class _Opening:
         own = load_key(disk)
         found = self._examine(identity)
         standing = binding.judge(found.slot.tpm_counter, anchor) if binding else None
-        signer = _find_signer(disk, own, _key_in_force(disk, identity, found.scan))
+        signer = _find_signer(disk, own, _key_in_force(identity, self._changes(identity, found)))
         if not found.tail.kept_records:
             self._held_key(identity, found.scan)  # what is kept may hold the seal that it follows
         for name in disk.names():
@@ -160,9 +162,9 @@ class _Opening:
         spares.adopt()
         writer, recovered = repair(disk, identity, found, spares, self._moment)
         if found.tail.kept_records:
-            # What was rolled forward is read again: the next opening would do no less.
-            found = examine(disk, identity)
-        signer = _settled(disk, signer, _key_in_force(disk, identity, found.scan))
+            found = self._examine(identity)  # once more: the next opening would do no less
+        changes = self._changes(identity, found)
+        signer = _settled(disk, signer, _key_in_force(identity, changes))
         ratchet = self._ratchet(identity, found.scan)
         if not background:
             spares.try_fill()
@@ -186,6 +188,7 @@ class _Opening:
             entropy=self._entropy,
             recovered=recovered,
             filesystem=filesystem,
+            key_changes=changes,
             binding=binding,
         )
         if background:
@@ -205,11 +208,27 @@ class _Opening:
         for _, event, _ in read_places(disk, found.scan.places, identity.log_id):
             acks.note(event)
         try:
-            acks.compare(disk, identity, slot, begins.size, begins.hash)
+            shown = acks.compare(disk, identity, slot, begins.size, begins.hash)
+            self._before = shown.pruned.key_changes if shown.pruned is not None else ()
         except ChainError as error:
             why, path = error.why + ADVICE, str(disk.directory / first)
             raise ChainError(error.verdict, why, sequence=error.sequence, file=path) from error
         return found
+
+    def _changes(self, identity: LogIdentity, found: Examined) -> list[tuple[int, KeyChange]]:
+        """Every change of the log's key, with its sequence; of those before its beginning, with
+        that of the last record before it. Raises ChainError (BAD_SIGNATURE)."""
+        changes = [(found.slot.min_seq - 1, change) for change in self._before]
+        places = found.scan.rotations
+        for sequence, event, _ in read_places(self._disk, places, identity.log_id):
+            assert isinstance(event, KeyRotated)
+            changes.append((sequence, change_of(event)))
+        try:
+            followed(identity.log_id, identity.public_key, [change for _, change in changes])
+        except ChainError as error:
+            path = str(self._disk.directory)
+            raise ChainError(error.verdict, error.why + ADVICE, file=path) from error
+        return changes
 
     def _ratchet(self, identity: LogIdentity, scan: Scan) -> Ratchet | None:
         """The open epoch and its key, evolved if a crash came between a seal and that. Raises
@@ -280,13 +299,9 @@ class _Opening:
         return identity
 
 
-def _key_in_force(disk: Disk, identity: LogIdentity, scan: Scan) -> bytes:
-    """The log's key: the first one, or the one of the last rotation."""
-    key = identity.public_key
-    for _, event, _ in read_places(disk, scan.rotations[-1:], identity.log_id):
-        assert isinstance(event, KeyRotated)
-        key = event.public_key
-    return key
+def _key_in_force(identity: LogIdentity, changes: Sequence[tuple[int, KeyChange]]) -> bytes:
+    """The log's key: the first one, or the one that it was changed to last."""
+    return changes[-1][1].public_key if changes else identity.public_key
 
 
 def _settled(disk: Disk, signer: Signer, key: bytes) -> Signer:

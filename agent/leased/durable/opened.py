@@ -17,9 +17,10 @@ import msgspec
 from leased.chain.canonical import Unknown, decode
 from leased.chain.epochs import Ratchet
 from leased.chain.head import Head
+from leased.chain.keys import change_of, changes_max
 from leased.chain.record import Record, hash_prefix, parse_frame
 from leased.chain.sealer import Sealer
-from leased.chain.segment import LogIdentity
+from leased.chain.segment import LogIdentity, geometry
 from leased.chain.signing import Signer
 from leased.chain.tree import Frontier
 from leased.durable.binding import Binding
@@ -34,7 +35,7 @@ from leased.durable.scan import Scan
 from leased.durable.sealkey import replace_seal_key
 from leased.durable.writer import Writer
 from leased.ports import Entropy
-from leased.terms.event import Event, HeadCountersigned, NodeStarted
+from leased.terms.event import Event, HeadCountersigned, KeyChange, KeyRotated, NodeStarted
 from leased.terms.identity import BootId
 from leased.terms.moment import Moment
 
@@ -70,6 +71,7 @@ class OpenedLog:
         entropy: Entropy,
         recovered: RecoveredTail | None,
         filesystem: Filesystem,
+        key_changes: Sequence[tuple[int, KeyChange]] = (),
         binding: Binding | None = None,
     ) -> None:
         self._disk = disk
@@ -98,6 +100,7 @@ class OpenedLog:
         was noted since."""
         self.countersigned: deque[HeadCountersigned] = deque(maxlen=COUNTERSIGNED_MAX)
         """The newest of these records, for proofs."""
+        self._key_changes = list(key_changes)
         self._needs = Needs()
         self._noted_to = 0
 
@@ -156,6 +159,8 @@ class OpenedLog:
                 held = self.acknowledged.get(event.key_id, 0)
                 self.acknowledged[event.key_id] = max(held, event.size)
                 self.countersigned.append(event)
+            elif isinstance(event, KeyRotated) and sequence >= self.head.size:
+                self._key_changes.append((sequence, change_of(event)))
         self._noted_to = sequences[-1] + 1
 
     def needed_from(self, *, periods: bool = True) -> int:
@@ -188,6 +193,8 @@ class OpenedLog:
             keep_from=self.needed_from() if keep_from is None else keep_from,
             older_than_wall_ns=older_than_wall_ns,
             pressed=pressed,
+            key_changes=tuple(self._key_changes),
+            changes_max=changes_max(geometry(self.identity.segment_bytes).frame_bytes_max),
         )
 
     def acknowledge(self, size: int) -> None:

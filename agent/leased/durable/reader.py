@@ -37,6 +37,7 @@ from leased.chain.verdict import (
 )
 from leased.chain.verifier import Verifier
 from leased.durable.anchor import ANCHOR, read_slots
+from leased.durable.carried import carried_changes
 from leased.durable.countersigned import Countersignatures, Shown
 from leased.durable.files import DirectoryDisk, Disk
 from leased.durable.frames import read_frames
@@ -204,7 +205,9 @@ def _verify(
             # Pruned before here: the header is what the log vouches for; a collector compares it
             # with what it holds.
             head, frontier, number = header.head, header.frontier, header.segment_no
-            verifier, grammar = verify_from(head, frontier), Grammar(from_genesis=False)
+            before = partial(carried_changes, disk, segments, slot, identity, head.size)
+            verifier = verify_from(head, frontier, key_changes=before() if signatures else ())
+            grammar = Grammar(from_genesis=False)
         where = (header.log_id, header.segment_no, header.head, header.frontier)
         if where != (identity.log_id, number + index, head, frontier):
             why = f"the segment does not continue the log, which stands at {head.text()}"

@@ -157,10 +157,12 @@ def repair(
             segment_no=step.segment_no,
             end_offset=step.end_offset,
             head=step.head.hash,
+            min_seq=step.min_seq,
             boottime_ns=moment.boot_ns,
             boot_id=moment.boot_id,
         )
         writer.anchor.write(writer.slot)
+    writer.min_seq = writer.slot.min_seq
     ragged = found.ragged - {step.generation & 1 for step in tail.steps}
     while ragged:
         # The lost slot, or half of one, is written anew, so that the next fault is again a single

@@ -25,7 +25,7 @@ from leased.durable.files import Disk
 from leased.durable.scan import segment_names
 from leased.terms import event as e
 from leased.terms.errors import ChainError
-from leased.terms.event import Event, LeaseEvent
+from leased.terms.event import Event, KeyChange, LeaseEvent
 from leased.terms.identity import LeaseId
 
 SEGMENTS_KEPT: Final = 2
@@ -34,10 +34,10 @@ SEGMENTS_AT_ONCE: Final = 64
 
 _NEVER_NEEDED: Final = frozenset(
     (e.NodeStopped, e.Refused, e.StrayEnded, e.ClockStepped, e.Recovered, e.Voided)
-    + (e.PolicyTurned, e.HeadCountersigned, e.Pruned, e.Metered)
+    + (e.PolicyTurned, e.HeadCountersigned, e.Pruned, e.Metered, e.KeyRotated)
 )
 """Said once, and nothing that is decided later rests on it; what is metered belongs to its period,
-whose beginning is held."""
+whose beginning is held, and the Pruned itself says anew how the log came to its key."""
 
 _LATEST: Final = frozenset((e.NodeStarted, e.InventoryChanged, e.PolicyChanged, e.HealthChanged))
 """What later ones replace: each start says them anew. The last before the oldest record that is
@@ -48,11 +48,13 @@ _LAST: Final = frozenset((e.Reclaimed, e.Unfenced))
 
 
 class Removal(msgspec.Struct, frozen=True):
-    """What is to go: the log then begins with record `min_seq`, after the hash `head`."""
+    """What is to go: the log then begins with record `min_seq`, after the hash `head`, and with the
+    key that `key_changes` lead to."""
 
     min_seq: int
     head: bytes
     names: tuple[str, ...]
+    key_changes: tuple[KeyChange, ...] = ()
 
 
 class Needs:
@@ -89,7 +91,7 @@ class Needs:
         elif isinstance(event, e.PeriodBegan):
             lasting[("period", event.period)] = sequence
         else:
-            # Keys follow each other, and what a later release says may be needed: all of these are.
+            # What a later release says may be needed: all of these are.
             lasting.setdefault(kind, sequence)
 
     def _fence(self, event: e.ResourceFenced, sequence: int) -> None:
@@ -143,11 +145,15 @@ def plan_removal(
     keep_from: int,
     older_than_wall_ns: int,
     pressed: bool,
+    key_changes: Sequence[tuple[int, KeyChange]] = (),
+    changes_max: int = 0,
     most: int = SEGMENTS_AT_ONCE,
 ) -> Removal | None:
     """What may go now: whole segments, from the oldest on, `most` of them. None: nothing.
     `acked_size` is the smallest that any collector that has to has acknowledged, `keep_from` what a
-    replay needs. Raises OSError, ChainError."""
+    replay needs; of `key_changes`, each with its sequence, a Pruned can say `changes_max` anew.
+    Raises OSError, ChainError."""
+    keep_from = min([keep_from, *(at for at, _ in key_changes[changes_max:])])
     names = live_segments(disk.names(), min_seq)
     going = 0
     for following in names[1 : 1 - SEGMENTS_KEPT][:most]:
@@ -164,7 +170,9 @@ def plan_removal(
     if not going:
         return None
     header = parse_header(disk.read_part(names[going], 0, HEADER_BYTES), names[going])
-    return Removal(header.head.size, header.head.hash, tuple(names[:going]))
+    begins = header.head.size
+    before = tuple(change for at, change in key_changes if at < begins)
+    return Removal(begins, header.head.hash, tuple(names[:going]), before)
 
 
 def live_segments(names: Sequence[str], min_seq: int) -> list[str]:

@@ -116,7 +116,7 @@ def note_pruned(draft: Draft, command: commands.NotePruned) -> None:
     for tenant, rows in meters:  # as they were before their periods began anew
         draft.emit(events.Metered(new_id(), tenant, rows))
     fields = (command.min_seq, command.head, command.segments, command.acked_size)
-    draft.emit(events.Pruned(new_id(), *fields))
+    draft.emit(events.Pruned(new_id(), *fields, command.key_changes))
 
 
 def note_countersigned(draft: Draft, command: commands.NoteCountersigned) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
+from leased.terms.event import KeyChange
 from leased.terms.identity import CommandId, LeaseId, TenantId
 from leased.terms.lease import AccountingTag, Level, Priority, RevocationReason, Trust
 from leased.terms.policy import Calendar, Policy, Price
@@ -204,6 +205,7 @@ class NotePruned(Command, frozen=True):
     head: bytes
     segments: int
     acked_size: int
+    key_changes: tuple[KeyChange, ...]
     node_id: bytes
     version: str
     filesystem: str

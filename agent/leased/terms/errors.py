@@ -121,6 +121,10 @@ class ChainError(LeasedError):
         self.offset = offset
         self.file = file
 
+    def at(self, sequence: int, offset: int, file: str) -> ChainError:
+        """The same, found there."""
+        return ChainError(self.verdict, self.why, sequence=sequence, offset=offset, file=file)
+
 
 class StateError(LeasedError):
     """The state directory cannot be used as it is (busy, foreign, read-only, full). Says what to

@@ -313,6 +313,14 @@ class KeyRotated(Event, frozen=True, array_like=True):
     signature_new: Signature
 
 
+class KeyChange(msgspec.Struct, frozen=True, array_like=True):
+    """What a KeyRotated said, said anew by a record after it: the key, and both signatures."""
+
+    public_key: Hash
+    signature_old: Signature
+    signature_new: Signature
+
+
 class HeadCountersigned(Event, frozen=True, array_like=True):
     """A collector cosigned the tree of `size`."""
 
@@ -367,12 +375,15 @@ class EpochSealed(Event, frozen=True, array_like=True):
 
 class Pruned(Event, frozen=True, array_like=True):
     """Segments were removed: the log begins with record `min_seq` now, and `head` is the hash of
-    the record before it. Every collector that had to had cosigned `acked_size` records."""
+    the record before it. Every collector that had to had cosigned `acked_size` records. By
+    `key_changes` the log had come from its first key to the one in force there (schema 2; none:
+    schema 1)."""
 
     min_seq: int
     head: Hash
     segments: int
     acked_size: int
+    key_changes: tuple[KeyChange, ...] = ()
 
 
 class HeadCosigned(Event, frozen=True, array_like=True):

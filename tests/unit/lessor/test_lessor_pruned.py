@@ -10,7 +10,7 @@ from leased.terms import event as e
 from leased.terms.command import NotePruned
 from leased.terms.identity import TenantId
 from leased.terms.policy import Policy
-from tests.doubles.logs import CountedEntropy, moment_at, started
+from tests.doubles.logs import PRUNED_PAST_KEYS, CountedEntropy, moment_at, started
 
 ID, ACME = e.EventId(bytes(16)), TenantId("acme")
 USED = (("day", 1, -1, 1, (7 << 70).to_bytes(16, "big")), ("month", 1, 2, 1, b"\1" * 16))
@@ -29,6 +29,7 @@ def test_whoever_begins_to_read_there_knows_the_same() -> None:
         before.replay(event, moment_at(0), sequence)
     identity = {"node_id": b"n" * 16, "version": "1", "filesystem": "ext4", "durability": "strict"}
     pruned = {"min_seq": 3, "head": b"h" * 32, "segments": 1, "acked_size": 4}
+    pruned["key_changes"] = PRUNED_PAST_KEYS.key_changes
     proposal = before.propose(NotePruned(NO_COMMAND, **pruned, **identity), moment_at(1))
     assert isinstance(proposal.events[0], e.NodeStarted)
     assert proposal.events[-1] == e.Pruned(proposal.events[-1].event_id, *pruned.values())

@@ -84,7 +84,7 @@ async def prune(
     if removal is None:
         return
     moment = clock.now()
-    fields = (removal.min_seq, removal.head, len(removal.names), acked)
+    fields = (removal.min_seq, removal.head, len(removal.names), acked, removal.key_changes)
     opened.stage(removal)
     sealed = sealer.seal([(Pruned(EventId(entropy()), *fields), moment)], sign=True)
     await opened.journal.commit(sealed.frames, sealed.count, sealed.head, moment)
@@ -157,6 +157,7 @@ class Pruning:
                 head=removal.head,
                 segments=len(removal.names),
                 acked_size=acked,
+                key_changes=removal.key_changes,
                 node_id=self._identity.node_id,
                 version=self._identity.version,
                 filesystem=opened.filesystem,
