@@ -5,6 +5,7 @@ full, and a thousand nodes at once."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import struct
@@ -17,11 +18,13 @@ import msgspec
 import pytest
 import trio
 
+from leased.chain.tree import Frontier
 from leased.collector import asking
-from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.archive import Archive, ArchiveReader
+from leased.collector.heads import Heads
 from leased.collector.transport import Answer
 from leased.terms import event as e
-from leased.terms.errors import EX_IOERR, LeasedError
+from leased.terms.errors import EX_IOERR, LeasedError, StateError, disk_error
 from leased.terms.event import Event
 from leased.terms.identity import BootId
 from leased.terms.moment import Moment
@@ -29,10 +32,10 @@ from tests.collector.test_collector_ingest import node
 from tests.collector.test_collector_pull import SECOND, Collector
 from tests.doubles.collector_server import REPOSITORY
 from tests.doubles.fleet_pki import FleetPki
-from tests.doubles.host import not_proven
 from tests.doubles.logs import started
 from tests.doubles.node_server import NodeServer, Reply, serving
 from tests.doubles.nodes import EPOCH_NS, PulledNode
+from tests.doubles.small_disk import fill, mounted_small
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -206,13 +209,8 @@ async def test_a_node_that_seals_what_cannot_be_costs_nobody_else(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB."""
-    where = tmp_path / "small"
-    where.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m,mode=700", "tmpfs", str(where)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        not_proven("a full disk under the collector", "needs root that may mount")
-    yield where
-    subprocess.run(["umount", str(where)], check=True)
+    with mounted_small(tmp_path / "small") as where:
+        yield where
 
 
 @pytest.mark.root
@@ -224,10 +222,7 @@ async def test_a_full_disk_loses_nothing_and_is_gone_on_from(
     async with serving(pki, server):
         west.enrol(server)
         first = (await west.pull())["alpha"].size
-        filler = small_disk / "filler"
-        with filler.open("wb", buffering=0) as file, pytest.raises(OSError):
-            while True:
-                file.write(bytes(4096))
+        filler = fill(small_disk)
         for number in range(400):
             server.node.seal([_more(number)])
         told = ""
@@ -257,19 +252,31 @@ async def test_a_full_disk_is_no_end_for_systemd(
     [final] = [one for one in unit.splitlines() if one.startswith("RestartPreventExitStatus=")]
     west, config = Collector(small_disk, pki), tmp_path / "west.toml"
     server = NodeServer(node(200))
-    with (small_disk / "filler").open("wb", buffering=0) as file:
-        async with serving(pki, server):
-            west.enrol(server)
-            with contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(4096))
-            file.truncate(file.tell() - left)
-            process = await trio.run_process(
-                west.words(config), check=False, capture_stderr=True, env=ENVIRONMENT
-            )
+    async with serving(pki, server):
+        west.enrol(server)
+        fill(small_disk, left)
+        process = await trio.run_process(
+            west.words(config), check=False, capture_stderr=True, env=ENVIRONMENT
+        )
     assert process.returncode == EX_IOERR, process.stderr
     assert str(EX_IOERR) not in final.partition("=")[2].split()
     assert len(process.stderr.splitlines()) == 1
+
+
+@pytest.mark.root
+def test_what_others_cosigned_waits_for_room_as_well(pki: FleetPki, small_disk: Path) -> None:
+    archive = Archive(Collector(small_disk, pki).state)
+    heads = Heads(archive)
+    filler = fill(small_disk)
+    for _ in range(2):
+        with pytest.raises(StateError, match="nothing of it was stored") as raised:
+            for size in range(1, 4096):
+                heads.remember("ab" * 32, Frontier(size, (bytes(32),) * size.bit_count()))
+        assert disk_error(raised.value) == errno.ENOSPC
+    filler.unlink()
+    heads.remember("ab" * 32, Frontier(1, (bytes(32),)))
+    heads.close()
+    archive.close()
 
 
 def _innermost(error: BaseException) -> BaseException:

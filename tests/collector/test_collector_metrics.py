@@ -113,6 +113,7 @@ def test_cost_is_a_partition_and_equals_the_api(server: CollectorServer) -> None
     assert sum(found["grey_cost_idle_resources_dollars"].values()) == pytest.approx(idle)
     # 45 cores at half of what the target is: half of their cost could be saved.
     assert found["grey_scheduler_queue_depth"] == {"": 3}
+    assert found["leased_collector_free_bytes"][""] > 0
     assert server.ask("GET", "/v1/governance/capacity").json["queue_depth"] == 3
     spare = found["grey_cost_overprovisioned_dollars"]
     assert spare == {'type="compute"': pytest.approx(45 * 7.2 / 2)}

@@ -200,6 +200,7 @@ async def test_one_is_killed_and_the_database_crashes_and_the_bill_is_that_of_on
             whole = sum(one.node.size for one in fleet.servers)
             await until(shared, lambda: shared.size() == whole, nothing)
             assert east.poll() is None, shared.said()
+            assert "reached again, at" not in shared.said(), "told once, and not of each node"
             east.send_signal(signal.SIGTERM)
             east.wait(PATIENCE_S)
         assert all(not one.complaints for one in fleet.servers)

@@ -73,9 +73,8 @@ class Trees:
         return [one for one in heads if one.log_id.hex() in known]
 
     def remember(self, log_id: str, tree: Frontier) -> None:
-        """A tree to build on."""
-        ask = self._connection.execute
-        peaks = b"".join(tree.peaks)
+        """A tree to build on. Raises StateError."""
+        ask, peaks = self._ask, b"".join(tree.peaks)
         ask("INSERT OR REPLACE INTO trees VALUES (?, ?, ?)", (log_id, tree.size, peaks))
         ask(
             "DELETE FROM trees WHERE log_id = ?1 AND size NOT IN "
@@ -85,7 +84,7 @@ class Trees:
 
     def root_at(self, log_id: str, size: int) -> bytes:
         """The root of the first `size` records that are held. Raises StateError."""
-        row = self._connection.execute(
+        row = self._ask(
             "SELECT size, peaks FROM trees WHERE log_id = ? AND size <= ? "
             "ORDER BY size DESC LIMIT 1",
             (log_id, size),
@@ -102,6 +101,14 @@ class Trees:
     def close(self) -> None:
         """Close the database. Idempotent."""
         self._connection.close()
+
+    def _ask(self, text: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(text, values)
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise StateError(f"{DATABASE}: {error}; nothing of it was stored") from error
 
 
 def write_heads(path: Path, rows: Sequence[Sequence[object]]) -> None:
@@ -124,26 +131,26 @@ class Heads(Trees):
 
     def refresh(self) -> None:
         """Look what waits to be compared."""
-        rows = self._connection.execute("SELECT log_id, count(*) FROM heads GROUP BY log_id")
+        rows = self._ask("SELECT log_id, count(*) FROM heads GROUP BY log_id")
         self._waiting = dict(rows.fetchall())
 
     def add(self, heads: Sequence[PeerHead]) -> None:
         """Keep heads of logs that are known here; durable on return."""
         heads = self.known(heads)
-        self._connection.execute("BEGIN IMMEDIATE")
+        self._ask("BEGIN IMMEDIATE")
         for one in heads:
             log_id = one.log_id.hex()
             values = (log_id, one.peer, one.sequence, one.origin, one.size, one.root)
-            done = self._connection.execute(
+            done = self._ask(
                 "INSERT OR IGNORE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (*values, one.time_s, one.signature),
             )
             self._waiting[log_id] = self._waiting.get(log_id, 0) + done.rowcount
-        self._connection.execute("COMMIT")
+        self._ask("COMMIT")
 
     def of(self, log_id: str) -> list[PeerHead]:
         """What is to be compared with a log, in the order in which it came."""
-        rows = self._connection.execute(
+        rows = self._ask(
             "SELECT peer, sequence, origin, size, root, time_s, signature FROM heads "
             "WHERE log_id = ? ORDER BY rowid",
             (log_id,),
@@ -154,7 +161,7 @@ class Heads(Trees):
     def settle(self, log_id: str, heads: Sequence[PeerHead]) -> None:
         """These, and no other that came meanwhile, were of the tree that is held: forget them."""
         for one in heads:
-            done = self._connection.execute(
+            done = self._ask(
                 "DELETE FROM heads WHERE log_id = ? AND peer = ? AND sequence = ?",
                 (log_id, one.peer, one.sequence),
             )
@@ -170,10 +177,10 @@ class SharedHeads(Trees):
         super().__init__(archive)
         # What waited while the fleet was this collector's alone.
         fields = "log_id, peer, sequence, origin, size, root, time_s, signature"
-        rows = self._connection.execute(f"SELECT {fields} FROM heads ORDER BY rowid").fetchall()
+        rows = self._ask(f"SELECT {fields} FROM heads ORDER BY rowid").fetchall()
         if rows:
             self._manifest.add_heads(rows)
-            self._connection.execute("DELETE FROM heads")
+            self._ask("DELETE FROM heads")
         self.refresh()
 
     def refresh(self) -> None:

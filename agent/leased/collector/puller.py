@@ -4,8 +4,8 @@
 Rule: verify, persist, then cosign, then acknowledge; a crash between any two is asked again from
 the stored cursor. How many connections there are, how many pages are in memory, and how many are
 being checked at once is bounded for the whole fleet; every wait has a deadline; who fails waits
-longer each time, by a random share of it. A sticky verdict ends the pulling of that log until it is
-resolved.
+longer each time, by a random share of it, and so does who finds the disk full. A sticky verdict
+ends the pulling of that log until it is resolved.
 
 Does not judge (`ingest`, `reconcile`) and writes nothing by itself (`storing`, `witness`).
 """
@@ -35,7 +35,7 @@ from leased.collector.reconcile import (
 )
 from leased.collector.running import Fleet
 from leased.collector.transport import Connection, Endpoint, Unreachable, connect
-from leased.terms.errors import ChainError, StateError
+from leased.terms.errors import NO_ROOM, ChainError, StateError, disk_error
 from leased.terms.moment import NS_PER_S
 
 INLINE_BYTES_MAX: Final = 16 * 1024
@@ -57,6 +57,8 @@ class Puller:
         self.state: State = decode_state(entry.state)
         self.verdict = Verdict(entry.verdict)
         self.unreachable = ""
+        self.kept_from = ""
+        """What was pulled could not be stored: why the archive could not be reached."""
         self._is_peer = endpoint.role is Role.COLLECTOR
         if self._is_peer:
             fleet.collectors.add(self.state.pinned.log_id)
@@ -67,9 +69,27 @@ class Puller:
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
-        while True:
-            await self.turn(standing=self._fleet.standing)
-            await trio.sleep(self._delay_s())
+        room = self._fleet.room
+        try:
+            while True:
+                try:
+                    await self.turn(standing=self._fleet.standing)
+                    room.leave(self.name)
+                except (OSError, StateError) as error:
+                    self._wait_for_room(error)
+                await trio.sleep(self._delay_s())
+        finally:
+            room.leave(self.name)
+
+    def _wait_for_room(self, error: OSError | StateError) -> None:
+        """What found no room was not stored, and so not cosigned, and is asked for again. Raises
+        whatever is not that; what failed in the own log is for a restart to say."""
+        if disk_error(error) not in NO_ROOM or self._fleet.witness.failed:
+            raise error
+        self._failures += 1
+        self._adrift = True
+        why = f"{error}; nothing more is pulled or acknowledged until there is room"
+        self._fleet.room.begin(why, self.name)
 
     async def turn(self, *, standing: bool) -> None:
         """One connection: to the end of the log, and where it is `standing`, on from there."""
@@ -89,7 +109,7 @@ class Puller:
         except ManifestGone as error:
             # Whether the last page counts is known when the cursor can be read again.
             self._failures += 1
-            self._adrift, self.unreachable = True, str(error)
+            self._adrift, self.kept_from = True, str(error)
             self._fleet.archive.begin(str(error))
 
     async def _reach(self, *, standing: bool) -> None:
@@ -121,6 +141,7 @@ class Puller:
                     return
                 if fresh:
                     await self._cosign(connection, at_once=not standing)
+                    self._fleet.room.end(self.name)
                     if not standing or self.verdict.sticky or not connection.reusable:
                         return
                     # What comes within the pace comes together: one file and one commit.
@@ -220,6 +241,7 @@ class Puller:
         elif self.unreachable or was is Verdict.STALE:
             fleet.tell(self.name, f"reached again, at {page.after.size} records")
         self.verdict, self.unreachable, self._failures, self._slow_s = verdict, "", 0, 0
+        self.kept_from = ""
         if taken.fresh:
             fleet.skews.note(self.name, taken.trailer.wall_ns - now_ns)
 

@@ -78,12 +78,14 @@ async def pull(
     once: bool,
     only: Sequence[str],
     tell: Tell,
+    alarm: Tell | None = None,
     upkeep: Upkeep | None = None,
     now: Now | None = None,
 ) -> list[Reached]:
     """Pull every node; `once` to the end of each log, else until cancelled. `only` names nodes;
-    `upkeep` is asked every hour, in a thread of its own, and told what it did; `now` are both
-    clocks (default: of this host). Raises ConfigError, StateError, ChainError."""
+    `alarm` (default: `tell`) is told what an operator has to see to; `upkeep` is asked every hour,
+    in a thread of its own, and told what it did; `now` are both clocks (default: of this host).
+    Raises ConfigError, StateError, ChainError."""
     now = now or clock()
     fleet_name, collector = whose(Path(config.certificate))
     files = (config.ca, config.certificate, config.key)
@@ -105,6 +107,7 @@ async def pull(
                 once=once,
                 only=only,
                 tell=tell,
+                alarm=alarm or tell,
                 upkeep=upkeep,
             )
         finally:
@@ -126,6 +129,7 @@ async def _run(
     once: bool,
     only: Sequence[str],
     tell: Tell,
+    alarm: Tell,
     upkeep: Upkeep | None,
 ) -> list[Reached]:
     storer = Storer(archive, lambda text: tell("archive", text))
@@ -143,6 +147,7 @@ async def _run(
         clock=own_clock,
         jitter=random.SystemRandom().random,
         tell=tell,
+        alarm=alarm,
     )
     followed: dict[tuple[str, str, str], _Followed] = {}
     listening = read_listening(config.own_log, (config.certificate, config.key, config.ca))
@@ -278,7 +283,7 @@ async def _one_turn(puller: Puller) -> None:
     """To the end of the log, in as many turns as that takes."""
     while True:
         await puller.turn(standing=False)
-        if puller.unreachable or puller.verdict is not Verdict.BEHIND:
+        if puller.unreachable or puller.kept_from or puller.verdict is not Verdict.BEHIND:
             return
 
 
@@ -290,7 +295,7 @@ def _reached(puller: Puller) -> Reached:
         str(puller.verdict),
         entry.head.size,
         entry.cosigned_size,
-        puller.unreachable,
+        puller.unreachable or puller.kept_from,
     )
 
 

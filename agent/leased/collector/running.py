@@ -23,23 +23,39 @@ from leased.collector.witness import Witness
 
 
 class Outage:
-    """Whether what all of them need can be reached: told when that changes, once for all."""
+    """Whether what all of them need can be had: told when that changes, once for all."""
 
-    def __init__(self, name: str, tell: Callable[[str, str], None]) -> None:
-        self._name, self._tell = name, tell
+    def __init__(
+        self,
+        name: str,
+        tell: Callable[[str, str], None],
+        *,
+        alarm: Callable[[str, str], None] | None = None,
+        again: str = "can be reached again",
+    ) -> None:
+        """`alarm` is who is told where it begins, `tell` that it is over."""
+        self._name, self._tell, self._again = name, tell, again
+        self._alarm = alarm or tell
+        self._lacking: set[str] = set()
         self._on = False
 
-    def begin(self, why: str) -> None:
-        """Somebody did not reach it."""
+    def begin(self, why: str, who: str = "") -> None:
+        """Somebody did not have it."""
+        self._lacking.add(who)
         if not self._on:
             self._on = True
-            self._tell(self._name, why)
+            self._alarm(self._name, why)
 
-    def end(self) -> None:
-        """Somebody has reached it."""
-        if self._on:
+    def end(self, who: str = "") -> None:
+        """Somebody has had it: it is over when nobody lacks it any more."""
+        self.leave(who)
+        if self._on and not self._lacking:
             self._on = False
-            self._tell(self._name, "can be reached again")
+            self._tell(self._name, self._again)
+
+    def leave(self, who: str) -> None:
+        """Somebody does not ask for it now."""
+        self._lacking.discard(who)
 
 
 class Fleet:
@@ -59,8 +75,10 @@ class Fleet:
         clock: OwnClock,
         jitter: Callable[[], float],
         tell: Callable[[str, str], None],
+        alarm: Callable[[str, str], None],
     ) -> None:
-        """`jitter` gives 0 to 1; `tell` takes a node's name and a sentence."""
+        """`jitter` gives 0 to 1; `tell` takes a node's name and a sentence, and so does `alarm`,
+        for what an operator has to see to."""
         self.config = config
         self.storer = storer
         self.witness = witness
@@ -79,3 +97,4 @@ class Fleet:
         self.tell = tell
         self.skews = Skews(tell)
         self.archive = Outage("archive", tell)
+        self.room = Outage("disk", tell, alarm=alarm, again="has room again")

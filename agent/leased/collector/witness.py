@@ -98,6 +98,8 @@ class Witness:
         self._now = now
         self._entropy = entropy
         self._sealer = log.sealer()
+        self.failed = False
+        """Whether a write to the own log failed: no more is written before a restart."""
         self.tree = self._sealer.frontier
         """That of what is anchored of the own log."""
         self.told: Callable[[Sequence[Event], Sequence[int]], None] = lambda events, at: None
@@ -167,7 +169,9 @@ class Witness:
 
     def _seal(self, event: Event, moment: Moment) -> None:
         batch = self._sealer.seal([(event, moment)], sign=True)
+        self.failed = True
         self._log.journal.commit_blocking(batch.frames, batch.count, batch.head, moment)
+        self.failed = False
         if batch.ends_epoch:
             self._log.forget_epoch()
         self.tree = self._sealer.frontier

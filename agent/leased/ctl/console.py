@@ -79,6 +79,11 @@ class Console:
         """A line beside the answer."""
         self._tell(f"{self.program}: {plain(text)}\n")
 
+    def alarm(self, text: str) -> None:
+        """A line beside the answer that somebody has to see to: at CRIT where a journal reads."""
+        mark = "<2>" if _is_journal(self.err) else ""
+        self._tell(f"{mark}{self.program}: {plain(text)}\n")
+
     def progress(self, text: str) -> None:
         """A line that the next one replaces; only where a person watches. No longer than the
         terminal's: of one that is broken the last part alone could be replaced."""
@@ -145,6 +150,15 @@ def _claim_streams() -> None:
             os.open(os.devnull, flags)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Whether a stream is the one that systemd has connected with its journal."""
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def _redraws(stream: TextIO) -> bool:

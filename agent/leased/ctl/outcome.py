@@ -13,7 +13,6 @@ Declares no verb (`main` of each program).
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import signal
 import sys
@@ -22,7 +21,7 @@ from typing import Final, TextIO
 
 from leased.ctl.console import Console
 from leased.ctl.refusals import tell
-from leased.terms.errors import EX_IOERR, LeasedError
+from leased.terms.errors import EX_IOERR, LeasedError, disk_error
 
 INTERRUPTED: Final = 128 + signal.SIGINT
 UNREAD: Final = 128 + signal.SIGPIPE
@@ -31,10 +30,6 @@ ENDED_BY_OTHERS: Final = (
     (UNREAD, "whoever read the output had enough of it"),
 )
 """For the help of every program: statuses that are no verb's own."""
-
-_FAILING: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-_SQLITE_FAILING: Final = (10, 13)
-"""SQLITE_IOERR and SQLITE_FULL, without the database."""
 
 
 def carry_out(
@@ -70,7 +65,7 @@ def _carry_out(
         console.out.flush()
     except LeasedError as error:
         status = tell(error, console)
-        return EX_IOERR if _is_of_the_disk(error) else status
+        return EX_IOERR if disk_error(error) else status
     except KeyboardInterrupt:
         console.end_progress()
         return INTERRUPTED
@@ -91,18 +86,6 @@ def _carry_out(
         _flush_or_close(console.out, sys.stdout)
         return EX_IOERR
     return status
-
-
-def _is_of_the_disk(error: BaseException) -> bool:
-    """Whether it comes of a disk that is full or fails."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _FAILING:
-            return True
-        if getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_FAILING:
-            return True
-        cause = cause.__cause__
-    return False
 
 
 def _flush_or_close(stream: TextIO, standard: TextIO) -> None:

@@ -10,7 +10,8 @@ Does not catch, log or retry anything.
 
 from __future__ import annotations
 
-from errno import EIO
+from errno import EDQUOT, EIO, ENOSPC
+from typing import Final
 
 EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE = 64, 65, 66, 69, 70
 EX_OSERR, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL, EX_NOPERM, EX_CONFIG, EX_LEASE_LOST = (
@@ -22,6 +23,24 @@ EX_OSERR, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL, EX_NOPERM, EX_CONFIG, EX_LEASE_LOS
     78,
     79,
 )
+
+NO_ROOM: Final = (ENOSPC, EDQUOT)
+_OF_SQLITE: Final = {10: EIO, 13: ENOSPC}
+"""SQLITE_IOERR and SQLITE_FULL, without the database."""
+
+
+def disk_error(error: BaseException) -> int:
+    """What the disk said (one of `NO_ROOM`, or EIO) where an error comes of a disk that is full or
+    fails; else 0."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (*NO_ROOM, EIO):
+            return cause.errno
+        told = _OF_SQLITE.get(getattr(cause, "sqlite_errorcode", 0) & 0xFF)
+        if told is not None:
+            return told
+        cause = cause.__cause__
+    return 0
 
 
 class LeasedError(Exception):

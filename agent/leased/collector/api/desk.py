@@ -54,6 +54,7 @@ from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.api.server import Server
 from leased.collector.api.settings import Settings
 from leased.collector.archive.floor import Kept
+from leased.collector.archive.room import free_bytes
 from leased.collector.governance.issuer import Issuer
 from leased.collector.governance.keeping import KEY_NAME, Keeping
 from leased.collector.metering import engines
@@ -166,6 +167,7 @@ class Desk:
             waste=self._waste,
             queue_depth=self._waiting,
             floor=Kept(self._state).floor,
+            free_bytes=lambda: free_bytes(self._state),
         )
         table = [
             *quota_routes.routes(self._quotas),

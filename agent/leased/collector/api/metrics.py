@@ -61,11 +61,12 @@ class Metrics:
         waste: Callable[[], list[Judged]],
         queue_depth: Callable[[int], int | None],
         floor: Callable[[], Floor],
+        free_bytes: Callable[[], int],
     ) -> None:
         self._fleet, self._ask, self._terms = fleet, ask, terms
         self._views, self._issuer, self._tenants = views, issuer, tenants
         self._hooks, self._waste, self._queue_depth = hooks, waste, queue_depth
-        self._floor = floor
+        self._floor, self._free_bytes = floor, free_bytes
         self._looked_ns, self._spare = 0, Cost()
         self._requests: dict[tuple[str, ...], int] = {}
 
@@ -158,6 +159,12 @@ class Metrics:
         retired = self._fleet().retired
         accepted = [one for one in self._issuer.accepted.values() if one.node not in retired]
         current = [self._issuer.is_current(one) for one in accepted]
+        yield from family(
+            *("leased_collector_free_bytes", "gauge"),
+            "Room on the disk of the state directory: without it nothing is pulled.",
+            (),
+            {(): self._free_bytes()},
+        )
         yield from family(
             *("leased_policy_generation", "gauge"),
             "The generation of the policy that nodes are handed.",

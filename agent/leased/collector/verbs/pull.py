@@ -138,7 +138,12 @@ def pull(options: argparse.Namespace, console: Console) -> int:
             console.line({"node": name, "told": text})
         else:
             console.note(f"{name}: {text}")
-            console.err.flush()
+
+    def alarm(name: str, text: str) -> None:
+        if options.json:
+            console.line({"node": name, "told": text, "priority": "crit"})
+        else:
+            console.alarm(f"{name}: {text}")
 
     config = configuration.load(options.config)
     reached: list[Reached] | None = None
@@ -152,6 +157,7 @@ def pull(options: argparse.Namespace, console: Console) -> int:
                 once=options.once,
                 only=options.node,
                 tell=tell,
+                alarm=alarm,
                 upkeep=lambda archive, do: upkeep(
                     archive, options.config, console.wall_ns(), os_entropy().hex(), do
                 ),

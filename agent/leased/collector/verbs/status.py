@@ -15,6 +15,7 @@ import msgspec
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.floor import KEPT
 from leased.collector.archive.manifest import LogEntry
+from leased.collector.archive.room import SHORT_BYTES, free_bytes
 from leased.ctl import render
 from leased.ctl.console import Console, relative
 from leased.ctl.usage_text import Verbs, verb
@@ -41,8 +42,15 @@ def status(options: argparse.Namespace, console: Console) -> int:
         logs = reader.logs()
     finally:
         reader.close()
+    free = free_bytes(options.state)
+    if free < SHORT_BYTES:
+        console.note(
+            f"{options.state}: {free >> 10} KiB are free on its disk: what finds no room is not"
+            " pulled, and not acknowledged to its node"
+        )
     if options.json:
-        console.document({"logs": [document(entry) for entry in logs]})
+        told = [document(entry) for entry in logs]
+        console.document({"logs": told, "free_bytes": free})
     else:
         rows = [_row(entry, console) for entry in logs]
         for line in render.table(("NODE", "LOG", "VERDICT", "RECORDS", "COSIGNED", "SEEN"), rows):
