@@ -36,6 +36,7 @@ from leased.economics.contracts import (
 )
 from leased.economics.hourly import HOUR_NS
 from leased.economics.rates import DEFAULT_CARD, NANO, Rate, RateCard
+from leased.terms.errors import InvalidParameter
 from leased.terms.lease import AccountingTag, Priority
 from leased.terms.resource import ResourceKind, TierKind
 from tests.doubles.accounts import GIB, JANUARY_NS, WrittenSource
@@ -308,3 +309,17 @@ def test_a_table_says_what_the_text_says():
         assert Decimal(row["BilledCost"]) == told["BilledCost"]
         assert told["BillingPeriodStart"].isoformat()[:19] + "Z" == row["BillingPeriodStart"]
         assert (told["ChargeClass"] or "") == row["ChargeClass"]
+
+
+def test_a_table_has_every_digit_or_is_refused_in_words():
+    """Of a node that says that it has 2^63 of something."""
+    source = WrittenSource()
+    source.hold("t", ResourceKind.NET, (1 << 63) - 1, range(744))
+    rows = (accounts := Accounts(source, Terms(CARDS[:1]))).focus_rows("t", "2024-01", "1.2")
+    table = parquet.read_table(io.BytesIO(parquet_of(rows, VERSIONS["1.2"])))
+    billed = sum(Fraction(one) for one in table.column("BilledCost").to_pylist())
+    assert billed == Fraction(accounts.bill("t", "2024-01").total) > 10**12
+    source.hold("t", ResourceKind.GPU, 1 << 90, range(744))
+    rows = accounts.focus_rows("t", "2024-01", "1.2")
+    with pytest.raises(InvalidParameter, match="more digits than decimals of Parquet"):
+        parquet_of(rows, VERSIONS["1.2"])

@@ -12,20 +12,23 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from typing import Any, Final
 
 import pyarrow
 from pyarrow import parquet
 
+from leased.terms.errors import InvalidParameter
+
 AMOUNT: Final = pyarrow.decimal128(38, 12)
 _DIGITS: Final = Decimal(1).scaleb(-12)
+_WIDE: Final = Context(prec=38, rounding=ROUND_HALF_EVEN)
 _AMOUNTS: Final = ("Cost", "Price", "Quantity")
 _INSTANTS: Final = ("PeriodStart", "PeriodEnd")
 
 
 def parquet_of(rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> bytes:
-    """One Parquet file."""
+    """One Parquet file. Raises InvalidParameter."""
     told = list(rows)
     arrays, fields = [], []
     for name in columns:
@@ -50,7 +53,11 @@ def _cell(text: str, kind: Any) -> Any:
     if not text:
         return None
     if kind == AMOUNT:
-        return Decimal(text).quantize(_DIGITS, ROUND_HALF_EVEN)
+        try:
+            return Decimal(text).quantize(_DIGITS, context=_WIDE)
+        except InvalidOperation:
+            why = "a figure of this bill has more digits than decimals of Parquet: ask for CSV"
+            raise InvalidParameter("format", why) from None
     if kind == pyarrow.string():
         return text
     return datetime.fromisoformat(text.replace("Z", "+00:00"))

@@ -191,7 +191,8 @@ class Reports:
         headers = {"Vary": "Accept", **reach_headers(reach)}
         if prefers(call.headers, PARQUET, CSV):
             headers["Content-Disposition"] = f'attachment; filename="{name}.parquet"'
-            return Answer(raw=parquet_of(rows, columns), media_type=PARQUET, headers=headers)
+            raw = told(lambda: parquet_of(rows, columns))
+            return Answer(raw=raw, media_type=PARQUET, headers=headers)
         headers["Content-Disposition"] = f'attachment; filename="{name}.csv"'
         raw = focus_csv(rows, columns).encode()
         return Answer(raw=raw, media_type=f"{CSV}; charset=utf-8", headers=headers)
