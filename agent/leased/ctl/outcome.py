@@ -5,7 +5,8 @@ Rule: an error of ours is told as it is, and so is a file that cannot be written
 or a reader that has had enough, nothing is said but by the status: that the answer was not given.
 The status says how it ended also where nobody can be told.
 What failed because a disk had no room, or failed, has the status of that: the same may go at
-another try, and whoever starts services tries again.
+another try, and whoever starts services tries again. So has a request that names a file which is
+not there.
 
 Declares no verb (`main` of each program).
 """
@@ -21,7 +22,7 @@ from typing import Final, TextIO
 
 from leased.ctl.console import Console
 from leased.ctl.refusals import tell
-from leased.terms.errors import EX_IOERR, LeasedError, disk_error
+from leased.terms.errors import EX_DATAERR, EX_IOERR, EX_NOINPUT, LeasedError, disk_error
 
 INTERRUPTED: Final = 128 + signal.SIGINT
 UNREAD: Final = 128 + signal.SIGPIPE
@@ -65,7 +66,10 @@ def _carry_out(
         console.out.flush()
     except LeasedError as error:
         status = tell(error, console)
-        return EX_IOERR if disk_error(error) else status
+        if disk_error(error):
+            return EX_IOERR
+        nowhere = isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError))
+        return EX_NOINPUT if nowhere and status == EX_DATAERR else status
     except KeyboardInterrupt:
         console.end_progress()
         return INTERRUPTED
