@@ -34,7 +34,7 @@ EXIT_STATUSES: Final = (
     (0, "done, and everything holds"),
     (64, "the command line cannot be meant"),
     (65, "the request cannot be meant, or the evidence does not hold"),
-    (66, "no such log, node, tenant, invite, receiver or key"),
+    (66, "no such log, node, tenant, invite, receiver, key or file"),
     (69, "a node, or the database of a manifest that is shared, could not be reached"),
     (70, "a fault of ours"),
     (74, "a file, or the output, could not be written"),

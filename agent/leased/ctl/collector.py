@@ -311,10 +311,7 @@ def bill(options: argparse.Namespace, console: Console, link: Link) -> int:
     asked = {"tenant": options.tenant, "month": options.month}
     if options.out is not None:
         raw = link.raw("GET", "/v1/billing/bill", asked)
-        try:
-            options.out.write_bytes(raw)
-        except OSError as error:
-            raise InvalidParameter("out", f"{options.out}: {error.strerror}") from error
+        options.out.write_bytes(raw)
         console.note(f"{options.out}: sha256 {sha256(raw).hexdigest()}")
     show_answer(link.get("/v1/billing/summary", **asked), options, console)
     return 0

@@ -23,7 +23,7 @@ from leased.ctl.console import Console, timestamp
 from leased.ctl.usage_text import Verbs, verb
 from leased.ctl.witnesses import add_policy, read_policy
 from leased.durable.reading import read_file
-from leased.terms.errors import ChainError, StateError
+from leased.terms.errors import ChainError, InvalidParameter
 from leased.terms.reading import UNREADABLE
 
 BUNDLE_BYTES_MAX = 64 << 20
@@ -63,7 +63,7 @@ def verify(options: argparse.Namespace, console: Console) -> int:
     try:
         raw = read_file(options.bundle, most=BUNDLE_BYTES_MAX, pipe=True)
     except OSError as error:
-        raise StateError(f"{options.bundle}: {error.strerror}") from error
+        raise InvalidParameter("bundle", f"{options.bundle}: {error.strerror}") from error
     try:
         bundle = msgspec.json.decode(raw, type=Bundle)
         encoded = msgspec.json.encode(msgspec.structs.replace(bundle, signature=""))

@@ -5,7 +5,7 @@ Rule: an error of ours is told as it is, and so is a file that cannot be written
 interrupt, or when the reader of our output has gone (`| head`), only the status says that the
 answer was not given in full. The status is right even where the message could not be written. A
 failure because a disk was full, or failed, has EX_IOERR: another try may succeed, and a service
-manager makes one.
+manager makes one. One for want of a file that was named has EX_NOINPUT.
 
 Declares no verb (`main` of each program).
 """
@@ -21,7 +21,7 @@ from typing import Final, TextIO
 
 from leased.ctl.console import Console
 from leased.ctl.refusals import tell
-from leased.terms.errors import EX_IOERR, LeasedError, disk_error
+from leased.terms.errors import EX_DATAERR, EX_IOERR, EX_NOINPUT, LeasedError, disk_error
 
 INTERRUPTED: Final = 128 + signal.SIGINT
 UNREAD: Final = 128 + signal.SIGPIPE
@@ -65,7 +65,10 @@ def _carry_out(
         console.out.flush()
     except LeasedError as error:
         status = tell(error, console)
-        return EX_IOERR if disk_error(error) else status
+        if disk_error(error):
+            return EX_IOERR
+        nowhere = isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError))
+        return EX_NOINPUT if nowhere and status == EX_DATAERR else status
     except KeyboardInterrupt:
         console.end_progress()
         return INTERRUPTED

@@ -27,6 +27,7 @@ from leased.terms.errors import InvalidParameter, ProtocolError
 from leased.wire import parameters as wire_parameters
 from leased.wire.description import SERVICE, Service
 from leased.wire.framing import MESSAGE_BYTES_MAX, Framing
+from leased.wire.objects import IN_WORDS
 from leased.wire.parameters import Method, Parameters
 from leased.wire.replies import encode_fault
 
@@ -334,7 +335,7 @@ class Conversation:
                 return method.decoder.decode(b"{}")
             except msgspec.ValidationError as missing:
                 text = str(missing)
-        self._refuse_parameter(header, blamed_parameter(text), text)
+        self._refuse_parameter(header, blamed_parameter(text), _in_words(text))
         return None
 
     def _refuse(self, header: _Header, name: str, parameters: dict[str, object]) -> None:
@@ -363,6 +364,12 @@ class Conversation:
 
 
 _REFUSED = wire_parameters.METHODS[f"{SERVICE}.GetInfo"]
+
+
+def _in_words(complaint: str) -> str:
+    for pattern, words in IN_WORDS.items():
+        complaint = complaint.replace(f"`str` matching regex {pattern!r}", words)
+    return complaint
 
 
 def blamed_parameter(complaint: str) -> str:

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from leased.wire.objects import (
+    GID,
     AccountingTag,
     Ask,
     Count,
@@ -29,7 +30,7 @@ from leased.wire.objects import (
     Strict,
 )
 
-Gid = Annotated[str, Meta(pattern=r"^([0-9a-f]{4}:?){7}[0-9a-f]{4}\Z")]
+Gid = Annotated[str, Meta(pattern=GID)]
 QueuePairNumber = Annotated[int, Meta(ge=0, le=0xFFFFFF)]
 """Of 24 bits, as packet numbers are."""
 

@@ -99,10 +99,10 @@ def test_a_token_that_could_not_be_listed_is_not_shown() -> None:
     assert main(["token", 'a"b', "--tenant", "acme"], Console(out, err)) == 0
     [row] = settings.parse_tokens(err.getvalue().partition("SIGHUP:\n")[2])
     assert (row.name, row.tenants) == ('a"b', frozenset({"acme"}))
-    for words in (["a\nb"], ["a", "--tenant", "<script>"]):
-        out = io.StringIO()
-        assert main(["token", *words], Console(out, io.StringIO())) == 78
-        assert out.getvalue() == ""
+    for words in ([""], ["a\nb"], ["a", "--tenant", "<script>"]):
+        out, err = io.StringIO(), io.StringIO()
+        assert main(["token", *words], Console(out, err)) == 65
+        assert out.getvalue() == "" and "sha256" not in err.getvalue(), err.getvalue()
 
 
 def test_tokens_that_others_may_write_are_refused(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_what_cannot_be_meant_makes_nothing(folder: Path, tmp_path: Path) -> Non
         ("scraper", "a/b"),
     ):
         pki(folder, *words, status=65)
-    pki(tmp_path / "none", "collector", "west", status=65)
+    pki(tmp_path / "none", "collector", "west", status=66)
     pki(tmp_path / "bad", "init", "Not A Fleet", status=65)
     assert sorted(path.name for path in folder.iterdir()) == ["ca.key", "ca.pem"]
 

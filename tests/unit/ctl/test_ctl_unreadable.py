@@ -11,9 +11,10 @@ import pytest
 
 from leased.chain.note import NoteKey
 from leased.collector.enrolment import read_enrolment
+from leased.collector.main import main as collector
 from leased.ctl.console import Console
 from leased.ctl.main import main
-from leased.terms.errors import ConfigError
+from leased.terms.errors import EX_NOINPUT, ConfigError
 from tests.doubles.logs import open_in, write_batches
 
 UNREADABLE = {
@@ -45,3 +46,22 @@ def test_no_file_is_a_traceback(kind: str, tmp_path: Path) -> None:
         assert str(file) in err.getvalue() or "bill" in err.getvalue(), err.getvalue()
     with pytest.raises(ConfigError, match="enrolment"):
         read_enrolment(UNREADABLE[kind], "enrolment")
+
+
+def test_a_file_that_is_not_there_is_no_input(tmp_path: Path) -> None:
+    """Other than one that is there and cannot be meant, and whatever verb was to read it."""
+    gone = str(tmp_path / "gone")
+    by = ["--operator", "mia", "--reason", "disk"]
+    for run, words in (
+        (main, ["audit", "enrol", "https://collector:8443", "--invite-file", gone]),
+        (main, ["audit", "check-proof", gone, "--key", KEY]),
+        (main, ["audit", "prove", "--receipt", gone]),
+        (main, ["evidence", "verify", gone]),
+        (main, ["verify", "--bill", gone]),
+        (main, ["pki", "renew", gone]),
+        (collector, ["enrol", "alpha", "https://alpha:7443", gone]),
+        (collector, ["--state", gone, "resolve", "alpha", "--key", gone, *by]),
+    ):
+        err = io.StringIO()
+        assert run(words, Console(io.StringIO(), err)) == EX_NOINPUT, words
+        assert f"{gone}: No such file or directory" in err.getvalue()

@@ -321,6 +321,14 @@ def test_a_call_has_one_last_answer() -> None:
         conversation.answer(call, numbered(2))
 
 
+def test_no_regular_expression_is_told() -> None:
+    conversation = Conversation(SERVICE)
+    asked = {"resources": [{"kind": "cpu", "capacity": 1000}], "workload": "a\nb"}
+    conversation.receive(message({"method": "io.leased.Lease.Acquire", "parameters": asked}))
+    [answer] = sent(conversation)
+    assert "text without control characters" in str(answer) and "regex" not in str(answer)
+
+
 def test_every_complaint_of_the_decoder_names_a_parameter() -> None:
     assert blamed_parameter("Object contains unknown field `x` - at `$.a[1]`") == "a[1].x"
     assert blamed_parameter("Expected `int`, got `str` - at `$.ttl_ns`") == "ttl_ns"

@@ -37,7 +37,7 @@ from leased.collector.own_door import read_listening
 from leased.collector.retention_rule import load_rule
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
-from leased.terms.errors import EX_NOINPUT, LeasedError, StateError
+from leased.terms.errors import EX_NOINPUT, CallerError, ConfigError, LeasedError, StateError
 
 GARBAGE: Final = (20_000, 20, 1_000)
 """When the collector of cycles looks (see `gc.set_threshold`). An answer is thousands of rows,
@@ -186,7 +186,11 @@ def token(options: argparse.Namespace, console: Console) -> int:
     ]
     if options.tenant:
         lines.append(f"tenants = {json.dumps(options.tenant, ensure_ascii=False)}")
-    settings.parse_tokens("\n".join(lines))
+    try:
+        settings.parse_tokens("\n".join(lines))
+    except ConfigError as error:
+        # Of the command line: there is no file, and no hash that says anything to anybody.
+        raise CallerError(str(error.__cause__ or error)) from error
     console.note("the token, shown this once:")
     console.say(secret)
     console.note("for the tokens file, which the API reads again at SIGHUP:")

@@ -103,13 +103,13 @@ def invite(options: argparse.Namespace, console: Console) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    """A new file of the caller's own. Raises InvalidParameter."""
+    """A new file of the caller's own. Raises InvalidParameter, OSError."""
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(file, "w", encoding="ascii") as out:
-            out.write(text + "\n")
-    except OSError as error:
+    except FileExistsError as error:
         raise InvalidParameter("out", f"{path}: {error.strerror}") from error
+    with open(file, "w", encoding="ascii") as out:
+        out.write(text + "\n")
 
 
 def invites(options: argparse.Namespace, console: Console) -> int:

@@ -41,7 +41,7 @@ from leased.terms.errors import (
     EX_TEMPFAIL,
     EX_UNAVAILABLE,
     CallerError,
-    ConfigError,
+    InvalidParameter,
 )
 
 _EXAMPLE: Final = "leasectl audit enrolment | ssh collector leased-collector enrol"
@@ -247,7 +247,7 @@ def enrol(options: argparse.Namespace, console: Console) -> int:
         try:
             raw, source = read_file(options.file, pipe=True), options.file
         except OSError as error:
-            raise ConfigError(f"{options.file}: {error.strerror}") from error
+            raise InvalidParameter("file", f"{options.file}: {error.strerror}") from error
     pinned = read_enrolment(raw, source)
     options.state.mkdir(mode=0o700, exist_ok=True)
     manifest = open_manifest(options.state)
@@ -326,8 +326,10 @@ def resolve(options: argparse.Namespace, console: Console) -> int:
     """Leave an operator's signed word; a running pull, or the next, judges it."""
     try:
         signer = parse_pem(read_file(options.key, pipe=True))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{options.key}: {error}") from error
+    except OSError as error:
+        raise InvalidParameter("key", f"{options.key}: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidParameter("key", f"{options.key}: {error}") from error
     manifest = open_manifest(options.state)
     try:
         entry = _followed(manifest, options.name)
