@@ -32,7 +32,7 @@ from leased.collector.main import main
 from leased.collector.metering.reference import read_archive
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
-from leased.collector.retention import carry_out, plan
+from leased.collector.retention import carry_out, plan, upkeep
 from leased.collector.retention_rule import Rule
 from leased.collector.verbs.store import compare
 from leased.ctl.console import Console
@@ -86,6 +86,17 @@ def remove(
         return carry_out(archive, rule, terms, config=None, now_ns=now_ns, change_id=CHANGE)
     finally:
         archive.close()
+
+
+def test_nothing_goes_by_a_clock_that_the_nodes_speak_against(state: Path, tmp_path: Path) -> None:
+    config = tmp_path / "collector.toml"
+    config.write_text("[retention]\nraw_months = 1\n")
+    with closing(Archive(state)) as archive:
+        had = archive.manifest.segments()
+        with pytest.raises(StateError, match="ahead"):
+            upkeep(archive, config, NOW_NS, CHANGE, doubt=lambda: "a month ahead")
+        assert archive.manifest.segments() == had
+        assert "logs went" in upkeep(archive, config, NOW_NS, CHANGE)
 
 
 def refresh(state: Path) -> None:

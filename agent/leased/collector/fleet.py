@@ -31,11 +31,14 @@ class Fleet:
         self.entries: dict[str, LogEntry] = {}
         self.changes = 0
         self.retired: frozenset[str] = frozenset()
+        self.replaced: frozenset[str] = frozenset()
+        """Logs that nobody follows any more, for their nodes have others."""
         self._stood: tuple[object, Standing] = (None, Standing((), frozenset()))
 
     def follow(self, archive: ArchiveReader, records_max: int) -> bool:
         """Read at most so many records that are new; whether there are more."""
         left = records_max
+        self.replaced = archive.manifest.replaced()
         for entry in archive.logs():
             known = self.entries.get(entry.log_id)
             self.entries[entry.log_id] = entry

@@ -30,7 +30,7 @@ from leased.collector.case import Case
 from leased.collector.config import PullConfig
 from leased.collector.enrolment import enrol, read_file
 from leased.collector.heads import open_heads
-from leased.collector.own_clock import OwnClock
+from leased.collector.own_clock import MOST_OF, OwnClock
 from leased.collector.own_door import HostClock, OwnDoor, read_listening
 from leased.collector.puller import Puller
 from leased.collector.reconcile import Verdict
@@ -42,11 +42,15 @@ from leased.terms.identity import BootId
 from leased.terms.moment import NS_PER_S, Moment
 
 Tell = Callable[[str, str], None]
-Upkeep = Callable[[Archive, Callable[[Callable[[], Any]], Any]], str]
-"""What is to be done every hour with an archive, and how to have the thread that has it do a short
-piece of work; returns what to tell, or "". Raises LeasedError."""
+Upkeep = Callable[[Archive, Callable[[Callable[[], Any]], Any], Callable[[], str]], str]
+"""What is to be done every hour with an archive, how to have the thread that has it do a short
+piece of work, and why the clock is not to be relied on; returns what to tell, or "". Raises
+LeasedError."""
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 UPKEEP_S: Final = 3600
+LOOK_S: Final = 0.1
+HEARD_S: Final = 10
+"""So long the first upkeep waits for nodes to say what time it is. A fleet may be silent."""
 
 
 class Reached(msgspec.Struct, frozen=True):
@@ -154,7 +158,7 @@ async def _run(
     async with trio.open_nursery() as outer:
         outer.start_soon(storer.run)
         if upkeep is not None and not once:
-            outer.start_soon(_keep_up, storer, archive, sharing, upkeep, tell)
+            outer.start_soon(_keep_up, fleet, archive, sharing, upkeep)
         door = None
         if listening.on and not once:
             door = OwnDoor(witness, storer, listening, HostClock(now), collector)
@@ -211,19 +215,24 @@ async def _deal(
                 begin(followed[node])
 
 
-async def _keep_up(
-    storer: Storer, archive: Archive, sharing: Sharing, upkeep: Upkeep, tell: Tell
-) -> None:
+async def _keep_up(fleet: Fleet, archive: Archive, sharing: Sharing, upkeep: Upkeep) -> None:
     """What has time, now and then, and as soon as parts were taken over: their collector may have
     died at it."""
 
     def do(work: Callable[[], Any]) -> Any:
-        return trio.from_thread.run(storer.call, work)
+        return trio.from_thread.run(fleet.storer.call, work)
 
+    def doubt() -> str:
+        return fleet.skews.doubt(fleet.clock.set_ns())
+
+    tell = fleet.tell
+    with trio.move_on_after(HEARD_S):
+        while fleet.skews.heard < min(fleet.nodes, MOST_OF):
+            await trio.sleep(LOOK_S)
     while True:
         parts = sharing.parts
         try:
-            told = await trio.to_thread.run_sync(lambda: upkeep(archive, do))
+            told = await trio.to_thread.run_sync(lambda: upkeep(archive, do, doubt))
             if told:
                 tell("archive", told)
         except (LeasedError, OSError, sqlite3.Error) as error:

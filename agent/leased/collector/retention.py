@@ -48,6 +48,7 @@ from leased.collector.retention_rule import FOREVER, Rule, load_rule
 from leased.collector.retention_waits import asked_for, back, usage_begin, waits
 from leased.durable.files import make_durably
 from leased.economics.contracts import Terms
+from leased.terms.errors import StateError
 
 T = TypeVar("T")
 Do = Callable[[Callable[[], Any]], Any]
@@ -296,12 +297,20 @@ def _seal(state: Path, removed: Removed, change_id: str, now_ns: int) -> None:
 
 
 def upkeep(
-    archive: Archive, config: Path | None, now_ns: int, change_id: str, do: Do = at_once
+    archive: Archive,
+    config: Path | None,
+    now_ns: int,
+    change_id: str,
+    do: Do = at_once,
+    doubt: Callable[[], str] = str,
 ) -> str:
-    """Carry the rule out, if there is one; what to tell, or "". Raises LeasedError."""
+    """Carry the rule out, if there is one, and months are counted by a clock that nothing speaks
+    against (`doubt`); what to tell, or "". Raises LeasedError."""
     rule = load_rule(config)
     if rule.raw_months is None:
         return ""
+    if why := doubt():
+        raise StateError(why)
     terms = load_terms_for(config)
     found = carry_out(
         archive, rule, terms, config=config, now_ns=now_ns, change_id=change_id, do=do

@@ -360,7 +360,7 @@ def _chains(fleet: Fleet, now_ns: int) -> Iterable[str]:
         if age_ns is not None and entry.node not in fleet.retired:
             age = Fraction(age_ns, NS_PER_S)
             ages[node] = min(age, ages.get(node, age))
-        if entry.verdict not in _GOOD:
+        if entry.verdict not in _GOOD and entry.log_id not in fleet.replaced:
             key = (entry.name, entry.verdict)
             bad[key] = bad.get(key, 0) + 1
     yield from family(

@@ -158,8 +158,8 @@ def pull(options: argparse.Namespace, console: Console) -> int:
                 only=options.node,
                 tell=tell,
                 alarm=alarm,
-                upkeep=lambda archive, do: upkeep(
-                    archive, options.config, console.wall_ns(), os_entropy().hex(), do
+                upkeep=lambda archive, do, doubt: upkeep(
+                    archive, options.config, console.wall_ns(), os_entropy().hex(), do, doubt
                 ),
             )
             nursery.cancel_scope.cancel()
@@ -284,10 +284,11 @@ def forget(options: argparse.Namespace, console: Console) -> int:
 
 
 def verdict(options: argparse.Namespace, console: Console) -> int:
-    """Show sticky verdicts with their bundles; 65 if there are any."""
+    """Show sticky verdicts with their bundles; 65 if there are any. That of a log that was replaced
+    is shown to who asks for its node."""
     manifest = open_manifest(options.state, read_only=True)
     try:
-        logs = manifest.logs()
+        logs, replaced = manifest.logs(), manifest.replaced()
     finally:
         manifest.close()
     if options.name is not None and options.name not in [entry.name for entry in logs]:
@@ -296,7 +297,8 @@ def verdict(options: argparse.Namespace, console: Console) -> int:
     chosen = [
         entry
         for entry in logs
-        if options.name in (None, entry.name) and Verdict(entry.verdict).sticky
+        if options.name == entry.name or (options.name is None and entry.log_id not in replaced)
+        if Verdict(entry.verdict).sticky
     ]
     bundles = {one.log_id: [str(path) for path in bundles_of(options.state, one)] for one in chosen}
     if options.json:

@@ -16,6 +16,7 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.floor import KEPT
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.archive.room import SHORT_BYTES, free_bytes
+from leased.collector.reconcile import Verdict
 from leased.ctl import render
 from leased.ctl.console import Console, relative
 from leased.ctl.usage_text import Verbs, verb
@@ -36,10 +37,10 @@ def register(verbs: Verbs) -> None:
 
 
 def status(options: argparse.Namespace, console: Console) -> int:
-    """Show every log; 65 if a verdict wants an operator."""
+    """Show every log; 65 if a verdict wants an operator: who replaced a log has seen to it."""
     reader = ArchiveReader(options.state)
     try:
-        logs = reader.logs()
+        logs, replaced = reader.logs(), reader.manifest.replaced()
     finally:
         reader.close()
     free = free_bytes(options.state)
@@ -55,7 +56,8 @@ def status(options: argparse.Namespace, console: Console) -> int:
         rows = [_row(entry, console) for entry in logs]
         for line in render.table(("NODE", "LOG", "VERDICT", "RECORDS", "COSIGNED", "SEEN"), rows):
             console.say(line)
-    return 0 if all(entry.verdict in ("OK", "BEHIND", "STALE") for entry in logs) else EX_DATAERR
+    wrong = [entry for entry in logs if Verdict(entry.verdict).sticky]
+    return EX_DATAERR if any(entry.log_id not in replaced for entry in wrong) else 0
 
 
 def document(entry: LogEntry) -> dict[str, object]:
