@@ -105,6 +105,7 @@ class PolicyMachine(RuleBasedStateMachine):
             if book.leases[event.lease_id]["state"] == "granted":
                 book.leases[event.lease_id]["state"] = "active"
         elif isinstance(event, events.Refused):
+            self.judge_refusal(event)
             book.waiting.pop(event.command_id, None)
         elif isinstance(event, events.TeardownBegun):
             book.leases[event.lease_id]["state"] = "teardown"
@@ -169,6 +170,27 @@ class PolicyMachine(RuleBasedStateMachine):
         book.waiting.pop(event.command_id, None)
         book.granted(event, ask.level)
         assert event.grace_ns == ask.grace_s * NS_PER_S
+
+    def judge_refusal(self, event: events.Refused) -> None:
+        """What is on record of a refusal for a quota: the limit of the paper in force, or of the
+        group's, and what its holder had then; one more would be too much."""
+        ask, book = self.asked[event.command_id], self.book
+        holders = [ask.who]
+        if book.paper.group is not None and ask.who in book.paper.group[0]:
+            holders.append("@crew")
+        assert event.tenant == ask.who
+        if event.reason == RefusalReason.TENANT_LEASES:
+            rules = [(one, what) for one in holders for what in ("leases_max", "concurrent_max")]
+            lines = [(self.limit_of(*one), self.held(*one)) for one in rules]
+            assert (event.limit, event.usage) in lines and event.usage >= event.limit
+        if event.reason == RefusalReason.TENANT_CAPACITY:
+            # The paper is in pages; an overage of so many thousandths may end within one.
+            lines = [(line, book.used(ask.who)) for line in book.limit(ask.who)[:2]]
+            lines += [(self.limit_of(one), self.held(one)) for one in holders[1:]]
+            # Behind a request that waits for the same, all of it is spoken for.
+            lines += [(line, line) for line, _ in lines]
+            assert (event.limit // PAGE, event.usage // PAGE) in lines
+            assert event.requested == ask.pages * PAGE > event.limit - event.usage
 
     def judge_terms(self, event: events.Admitted) -> None:
         lease, book = self.book.leases[event.lease_id], self.book

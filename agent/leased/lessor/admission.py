@@ -30,6 +30,7 @@ from leased.lessor.quota import (
     TenantBook,
     account_of,
     capacity_overrun,
+    ceiling_of,
     count_overrun,
     over_row,
     wanted_by,
@@ -340,9 +341,7 @@ class Admission:
         )
 
     def _behind(self, behind: tuple[RefusalReason, str], acquire: Acquire) -> Verdict:
-        """It would fit, but an earlier request waits for the same: all of it counts as spoken
-        for.
-        """
+        """It would fit, but an earlier one waits for the same: all of it counts as spoken for."""
         reason, holder = behind
         if reason is RefusalReason.NODE_LEASES:
             limit, what, requested = self.policy.leases_max, "leases", 1
@@ -353,6 +352,9 @@ class Admission:
         else:
             ask = acquire.asks[0]
             limit = sum(pool.capacity for pool in self._table.pools.usable(ask))
+            if reason is RefusalReason.TENANT_CAPACITY:
+                limits = self.book.limits(acquire.caller.tenant)
+                limit = ceiling_of(limits, holder, acquire) or limit
             what, requested = name_of(ask), ask.capacity
         refusal = Refusal(reason, what, clip(limit), clip(limit), clip(requested), rule=QUEUE)
         return Verdict(refusal, waitable=True, holder=holder, behind=True)

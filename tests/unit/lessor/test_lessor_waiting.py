@@ -57,6 +57,17 @@ def test_a_request_waits_and_gets_its_lease_when_capacity_returns() -> None:
     assert len(desk.lessor.queue) == 0
 
 
+def test_who_stands_behind_a_quota_is_told_of_that_quota() -> None:
+    """It was told, and sealed, that the tenant had all of the node's memory."""
+    five = TenantLimits(capacities=(CapacityLimit(ResourceKind.MEM, 5 * PAGE),))
+    desk = Desk(mem(0, 24), policy=Policy(tenants=((BETA.tenant, five),)))
+    desk.lease(ask_mem(1), caller=BETA)
+    desk.propose(desk.acquire(ask_mem(5), caller=BETA, wait=60))
+    late = desk.refused(ask_mem(1), caller=BETA)
+    assert (late.reason, late.rule) == (RefusalReason.TENANT_CAPACITY, "queue")
+    assert late.limit == late.usage == 5 * PAGE and late.requested == PAGE
+
+
 def test_the_head_is_not_starved_by_smaller_ones_behind_it() -> None:
     desk = Desk(mem(0, 10))
     first, second = desk.lease(ask_mem(5)), desk.lease(ask_mem(5))
