@@ -205,7 +205,7 @@ def test_archives_and_enrolments_that_are_none(copied: Path, tmp_path: Path) -> 
     for text in ("", "{}", "[]", '{"format":"leased-enrolment/1"}'):
         nonsense.write_text(text)
         assert verify(copied, "--enrolment", str(nonsense))[0] == 65
-    assert verify(copied, "--enrolment", str(tmp_path / "none.json"))[0] == 65
+    assert verify(copied, "--enrolment", str(tmp_path / "none.json"))[0] == 66
 
 
 def test_segments_of_another_log_of_the_node_are_told_apart(copied: Path) -> None:
