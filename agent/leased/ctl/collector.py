@@ -29,6 +29,7 @@ from leased.ctl.answer_text import show_answer
 from leased.ctl.collector_link import Link, add_link
 from leased.ctl.console import Console, length, plain
 from leased.ctl.usage_text import Parser, Verbs, verb
+from leased.ctl.whole_file import write_whole
 from leased.terms.errors import EX_DATAERR, InvalidParameter
 from leased.terms.moment import NS_PER_S
 
@@ -311,7 +312,7 @@ def bill(options: argparse.Namespace, console: Console, link: Link) -> int:
     asked = {"tenant": options.tenant, "month": options.month}
     if options.out is not None:
         raw = link.raw("GET", "/v1/billing/bill", asked)
-        options.out.write_bytes(raw)
+        write_whole(options.out, raw)
         console.note(f"{options.out}: sha256 {sha256(raw).hexdigest()}")
     show_answer(link.get("/v1/billing/summary", **asked), options, console)
     return 0

@@ -11,8 +11,6 @@ Does not judge a log (`audit`).
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from leased.ctl.agent import ID_CHARS
 from leased.ctl.console import Console
 from leased.ctl.events import NAMES, event_document, event_line, event_name
 from leased.ctl.usage_text import Verbs, verb
+from leased.ctl.whole_file import put_whole
 from leased.durable.copied import copy_log
 from leased.durable.files import DirectoryDisk
 from leased.durable.reader import read_log
@@ -89,7 +88,7 @@ def export(options: argparse.Namespace, console: Console) -> int:
         elif options.file == "-":
             count = _write(options, sys.stdout.buffer)
         else:
-            with _put_whole(options.file) as file:
+            with put_whole(Path(options.file)) as file:
                 count = _write(options, file)
     except BrokenPipeError:
         raise
@@ -118,28 +117,6 @@ def _refuse_within(log: Path, file: str) -> None:
     place = Path(file).resolve()
     if log.resolve() in (place, *place.parents):
         raise InvalidParameter("file", f"{file} is within the log itself")
-
-
-@contextlib.contextmanager
-def _put_whole(file: str) -> Iterator[BinaryIO]:
-    """A file that takes its name when the block has ended, and is none if it fails. A device or a
-    pipe is written as it is."""
-    place = Path(file).resolve()
-    if place.exists() and not place.is_file():
-        with open(file, "wb") as out:
-            yield out
-        return
-    fresh = place.with_name(f"{place.name}.new")
-    try:
-        with open(fresh, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        fresh.replace(place)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
-        raise
 
 
 def _refuse_choice(options: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from leased.ctl.audit import add_log
 from leased.ctl.console import Console, parse_instant, timestamp
 from leased.ctl.rate_file import CONFIG_FILE, load_cards
 from leased.ctl.usage_text import Verbs, verb
+from leased.ctl.whole_file import write_whole
 from leased.durable.reader import ReadLog, read_log
 from leased.economics.intervals import Ledger, fold
 from leased.economics.meter import Sums, UsageKey, measure
@@ -251,7 +252,7 @@ def statement(options: argparse.Namespace, console: Console) -> int:
     )
     if options.out is not None:
         try:
-            options.out.write_bytes(bill.canonical())
+            write_whole(options.out, bill.canonical())
         except OSError as error:
             console.note(f"{options.out}: {error.strerror}")
             return EX_IOERR

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import resource
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,20 @@ def test_a_statement_can_be_recomputed_from_its_bytes(log: Path, tmp_path: Path)
     assert again["sha256"] == found["sha256"]
     open_bill = document("statement", "other", "--log", log)["statement"]
     assert open_bill["lines"][0]["provisional"] and not open_bill["complete"]
+
+
+def test_a_statement_that_has_no_room_leaves_the_one_before(log: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bill.json"
+    file.write_text("of yesterday")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        status, _, err = leasectl("statement", "acme", "--log", log, "--out", file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 74 and "bill.json: File too large" in err, err
+    assert file.read_text() == "of yesterday"
+    assert [path.name for path in tmp_path.glob("bill*")] == ["bill.json"]
 
 
 @pytest.mark.parametrize("words", [("statement", "acem"), ("usage", "--tenant", "acem")])

@@ -15,10 +15,10 @@ import msgspec
 import pytest
 
 from leased.chain import canonical
-from leased.ctl import records
 from leased.ctl.console import Console
 from leased.ctl.main import main
 from leased.ctl.proofs import _sequence
+from leased.ctl.whole_file import put_whole
 from leased.durable.anchor import SLOT_BYTES, slot_offset
 from leased.durable.copied import copy_log
 from leased.durable.files import DirectoryDisk
@@ -83,7 +83,7 @@ def test_what_was_there_stays_unless_all_is_there(log: Path, tmp_path: Path, for
 
 def test_an_interrupt_leaves_nothing_behind(log: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("of yesterday")
-    with pytest.raises(KeyboardInterrupt), records._put_whole(str(tmp_path / "out")) as file:
+    with pytest.raises(KeyboardInterrupt), put_whole(tmp_path / "out") as file:
         file.write(b"half of it")
         raise KeyboardInterrupt
     assert (tmp_path / "out").read_text() == "of yesterday"

@@ -43,6 +43,7 @@ from leased.collector.verbs.store import add_last, add_terms, fleet_of, opened
 from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
+from leased.ctl.whole_file import write_whole
 from leased.economics.attribution import Basis, Spread
 from leased.terms.errors import InvalidParameter
 
@@ -245,7 +246,7 @@ def _costs(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
 
 def _bill(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
     if options.out is not None:
-        options.out.write_bytes(accounts.bill(options.tenant, options.month).canonical())
+        write_whole(options.out, accounts.bill(options.tenant, options.month).canonical())
     return accounts.summary(options.tenant, options.month)
 
 
@@ -266,7 +267,7 @@ def _export(options: argparse.Namespace, console: Console) -> int:
             console.say(text.rstrip("\n"))
         else:
             rows = accounts.focus_rows(options.tenant, options.month, options.focus)
-            options.parquet.write_bytes(parquet_of(rows, VERSIONS[options.focus]))
+            write_whole(options.parquet, parquet_of(rows, VERSIONS[options.focus]))
     return 0
 
 
