@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -278,3 +280,13 @@ def test_what_was_measured_over_a_mock_keeps_no_bar_of_a_gpu() -> None:
     kept = {line.what: line.held for line in table.gpu_lines(row)}
     assert kept["release to proof, no scrub"] is False
     assert kept["release to proof, a full scrub of 141 GB"] is None
+
+
+def test_whoever_asks_how_it_is_called_has_nothing_installed(tmp_path: Path) -> None:
+    for tool in ("sh", "dirname", "ls"):
+        (tmp_path / tool).symlink_to(shutil.which(tool) or tool)
+    run, path = Path(__file__).with_name("run"), {"PATH": str(tmp_path)}
+    asked = {**path, "PYTHON": sys.executable, "VIRTUAL_ENV": ""}
+    done = subprocess.run([run, "--help"], env=asked, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "--only" in done.stdout and "throughput" in done.stdout
