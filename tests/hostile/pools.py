@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leases of hugepages, for the tests that attack them."""
+"""Leases of hugepages, for the tests that attack them, and how any lease of memory ends."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ async def grant(devices: Devices, one: Lease) -> Prepared:
 
 
 async def reclaim(devices: Devices, one: Lease, made: Prepared) -> tuple[ScrubReport, ProofReport]:
+    """Scrub and prove; whatever they say, the memfd is empty and stays so."""
     [scrub] = await devices.scrub_many([(one, made.fds)])
     [proof] = await devices.prove_many([(one, made.fds)])
     assert isinstance(scrub, ScrubReport) and isinstance(proof, ProofReport), (scrub, proof)

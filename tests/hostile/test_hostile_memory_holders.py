@@ -15,10 +15,11 @@ from leased.hardware.devices import Devices
 from leased.hardware.verbs import kill_cgroup
 from leased.ports import Prepared
 from leased.terms.lease import Lease
-from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
+from leased.terms.teardown import ScrubReport, TeardownStep
 from tests.doubles.host import handed, not_proven, real_devices
 from tests.doubles.leases import lease, memory
 from tests.doubles.tenant import tenant
+from tests.hostile.pools import reclaim
 from tests.hostile.verdicts import PLACE, Verdict, record
 
 PAGES = 4
@@ -36,18 +37,6 @@ async def grant(devices: Devices, one: Lease) -> Prepared:
     for fd in made.fds:
         os.pwrite(fd, b"secret", 0)
     return made
-
-
-async def reclaim(devices: Devices, one: Lease, made: Prepared) -> tuple[ScrubReport, ProofReport]:
-    """Scrub and prove; whatever they say, the memfd is empty and stays so."""
-    [scrub] = await devices.scrub_many([(one, made.fds)])
-    [proof] = await devices.prove_many([(one, made.fds)])
-    assert isinstance(scrub, ScrubReport) and isinstance(proof, ProofReport), (scrub, proof)
-    for fd in made.fds:
-        status = os.fstat(fd)
-        assert (status.st_size, status.st_blocks) == (0, 0)
-        os.close(fd)
-    return scrub, proof
 
 
 def measured(scrub: ScrubReport, step: TeardownStep) -> int:

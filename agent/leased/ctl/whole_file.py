@@ -26,8 +26,9 @@ def put_whole(file: Path) -> Iterator[BinaryIO]:
             yield out
         return
     fresh = place.with_name(f"{place.name}.new")
+    fresh.unlink(missing_ok=True)  # of one who was killed; or a link that somebody laid there
     try:
-        with fresh.open("wb") as out:
+        with fresh.open("xb") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())

@@ -18,7 +18,7 @@ from leased.chain import canonical
 from leased.ctl.console import Console
 from leased.ctl.main import main
 from leased.ctl.proofs import _sequence
-from leased.ctl.whole_file import put_whole
+from leased.ctl.whole_file import put_whole, write_whole
 from leased.durable.anchor import SLOT_BYTES, slot_offset
 from leased.durable.copied import copy_log
 from leased.durable.files import DirectoryDisk
@@ -88,6 +88,14 @@ def test_an_interrupt_leaves_nothing_behind(log: Path, tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert (tmp_path / "out").read_text() == "of yesterday"
     assert not (tmp_path / "out.new").exists()
+
+
+def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("of somebody else")
+    (tmp_path / "out.new").symlink_to(tmp_path / "victim")
+    write_whole(tmp_path / "out", b"a bill")
+    assert (tmp_path / "victim").read_text() == "of somebody else"
+    assert (tmp_path / "out").read_bytes() == b"a bill" and not (tmp_path / "out").is_symlink()
 
 
 @contextmanager
