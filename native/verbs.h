@@ -403,6 +403,13 @@ struct leased_letter {
 int leased_send_many(
 	struct leased_letter *letters, size_t count, const uint8_t *bytes, const int *fds);
 
+/* ---- receiving (verbs/receiving.c) ---- */
+
+#define LEASED_RECEIVED_FDS (-65536) /* no -errno: descriptors were seen, and nothing is read */
+
+int leased_receive_many(
+	const int *sockets, size_t count, uint8_t *into, size_t room, size_t each, int64_t *got);
+
 /* ---- self test (verbs/selftest.c) ---- */
 
 int leased_selftest(void);

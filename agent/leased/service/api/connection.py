@@ -27,6 +27,7 @@ from leased.ports import Clock
 from leased.service.api import peers
 from leased.service.api.disposal import OWED_MAX, Disposal
 from leased.service.api.outbox import Outbox
+from leased.service.api.receiving import READ_BYTES, SAW_FDS
 from leased.service.api.sending import Letter, send_many
 from leased.service.holders import Holders
 from leased.service.sequencer import Deliver
@@ -34,7 +35,6 @@ from leased.terms.command import Caller
 from leased.terms.identity import CommandId
 from leased.wire.conversation import Call, Conversation
 
-READ_BYTES = 64 * 1024
 FDS_MAX = 16
 _FDS_SENT_MAX = 253
 """Of one message, by the kernel. There is room for all of them: what does not fit is closed by who
@@ -43,11 +43,12 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(_FDS_SENT_MAX * 4)
 # As numbers: each `|` of two of the module's flags makes an object of an enumeration.
 SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _READ_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
-_LOOK_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
 _TRUNCATED = int(socket.MSG_CTRUNC)
 _READ = memoryview(bytearray(READ_BYTES))
 _INTO = (_READ,)
-"""Every read goes here and is copied out: one task reads, and memory that is warm costs nothing."""
+"""Every read with descriptors goes here and is copied out."""
+Calls = list[tuple[Call, list[int]]]
+"""Each with the descriptors that are its own."""
 
 
 class Keeper(Protocol):
@@ -83,7 +84,7 @@ class Connection:
         "_owned_fds",
         "_received_fds",
         "_scopes",
-        "_takes_fds",
+        "takes_fds",
         "_unfinished",
         "_unsent",
         "caller",
@@ -106,7 +107,7 @@ class Connection:
         self.caller = caller
         self.conversation = conversation
         self.pidfd: int | None = peers.peer_pidfd(sock)
-        self._takes_fds = caller.operator or not keeper.names_peers
+        self.takes_fds = caller.operator or not keeper.names_peers
         self._scopes: set[trio.CancelScope] = set()
         self.enrolled = False
         self._known = True
@@ -257,32 +258,42 @@ class Connection:
             self._keeper.watch(self, writable=True)
         return False
 
-    def read(self, *, gone: bool) -> list[tuple[Call, list[int]]]:
-        """Read once; the calls that are complete, each with its descriptors. At the end a peer that
-        is `gone` is closed; one that only sends no more has its answers first."""
+    def read(self, *, gone: bool) -> Calls:
+        """Read once, descriptors with it: the calls that are complete, each with its own. At the
+        end a peer that is `gone` is closed; one that only sends no more has its answers first."""
         self.gone = gone
         try:
-            if self._takes_fds:
-                length, count, flags = self._receive()
-            else:
-                length, count, flags = self._receive_bytes()
+            length, count, flags = self._receive()
         except BlockingIOError:
             return []
         except OSError:
+            length, count, flags = 0, 0, _TRUNCATED
+        if flags & _TRUNCATED:
             self._keeper.close(self)
             return []
-        if flags & _TRUNCATED or (not length and gone):
-            self._keeper.close(self)
-            return []
-        if not length:
-            self.conversation.ended = True
-            self._keeper.watch(self, writable=bool(self._unsent))
+        return self._take_in(bytes(_READ[:length]), count, gone=gone)
+
+    def receive(self, received: bytes | int, *, gone: bool) -> Calls:
+        """As `read`, for what `receive_many` read."""
+        self.gone = gone
+        if isinstance(received, bytes):
+            return self._take_in(received, 0, gone=gone)
+        if received == SAW_FDS:
+            # The connection ends with them unread: what never became ours nobody has to close.
+            self.conversation.break_off("descriptors are not taken: the kernel says who asks")
             self.flush()
+        if received != -errno.EAGAIN:
+            self._keeper.close(self)
+        return []
+
+    def _take_in(self, data: bytes, fd_count: int, *, gone: bool) -> Calls:
+        if not data:
+            self._end(gone=gone)
             return []
-        calls = self.conversation.receive(bytes(_READ[:length]), count)
+        calls = self.conversation.receive(data, fd_count)
         if self.conversation.unfinished != self._unfinished:
             self._allot(self.conversation.unfinished)
-        taken: list[tuple[Call, list[int]]] = []
+        taken: Calls = []
         for call in calls:
             if call.fd_skip:
                 self._drop_received(call.fd_skip)
@@ -295,6 +306,14 @@ class Connection:
         elif not calls:
             self.flush()
         return taken
+
+    def _end(self, *, gone: bool) -> None:
+        if gone:
+            self._keeper.close(self)
+            return
+        self.conversation.ended = True
+        self._keeper.watch(self, writable=bool(self._unsent))
+        self.flush()
 
     def _receive(self) -> tuple[int, int, int]:
         """Bytes and descriptors: how many, and the flags."""
@@ -309,17 +328,6 @@ class Connection:
         if len(received) > FDS_MAX or self._keeper.disposal.owed(self.caller.uid) >= OWED_MAX:
             flags |= _TRUNCATED
         return length, len(received), flags
-
-    def _receive_bytes(self) -> tuple[int, int, int]:
-        """Bytes. Where descriptors are seen the connection ends with them unread: what never became
-        ours nobody has to close."""
-        length, _, flags, _ = self.sock.recvmsg_into(_INTO, 0, _LOOK_FLAGS)
-        if flags & _TRUNCATED:
-            self.conversation.break_off("descriptors are not taken: the kernel says who asks")
-            self.flush()
-        elif length:  # no more than was seen: what has come since may bring some
-            length = self.sock.recv_into(_READ, length, _READ_FLAGS)
-        return length, 0, flags
 
     def _allot(self, wanted: int) -> None:
         if self.caller.operator or self._keeper.allot(self.caller.uid, self._unfinished, wanted):

@@ -23,9 +23,10 @@ import trio
 
 from leased.ports import Clock
 from leased.service.api import peers
-from leased.service.api.connection import SEND_FLAGS, Connection
+from leased.service.api.connection import SEND_FLAGS, Calls, Connection
 from leased.service.api.disposal import OWED_MAX, Disposal
 from leased.service.api.outbox import Outbox
+from leased.service.api.receiving import receive_many
 from leased.service.config import Sockets
 from leased.service.holders import Holders
 from leased.terms.command import Caller
@@ -129,8 +130,7 @@ class Listener:
         while ready:
             self._begin_turn()
             with self.holders.turn():
-                for fd, mask in ready:
-                    self._serve(fd, mask)
+                self._serve_all(ready)
             ready = self._linger(until_ns) if self._end_turn() else []
 
     def _linger(self, until_ns: int) -> list[tuple[int, int]]:
@@ -144,20 +144,38 @@ class Listener:
             now_ns = time.monotonic_ns()
         return []
 
-    def _serve(self, fd: int, mask: int) -> None:
-        connection = self._connections.get(fd)
-        if connection is None:
-            if fd in self._doors:
-                self._accept(*self._doors[fd])
+    def _serve_all(self, ready: Sequence[tuple[int, int]]) -> None:
+        """Serve each once. Whoever sends bytes alone is read by one call."""
+        several: list[Connection] = []
+        masks: list[int] = []
+        for fd, mask in ready:
+            connection = self._connections.get(fd)
+            if connection is None:
+                if fd in self._doors:
+                    self._accept(*self._doors[fd])
+                continue
+            if mask & select.EPOLLOUT:
+                connection.flush_unsent()
+            if connection.closed or not mask & ~select.EPOLLOUT:
+                continue
+            if connection.takes_fds:
+                self._begin(connection, connection.read(gone=bool(mask & GONE)))
+            else:
+                several.append(connection)
+                masks.append(mask)
+        if not several:
             return
-        if mask & select.EPOLLOUT:
-            connection.flush_unsent()
-        if mask & ~select.EPOLLOUT and not connection.closed:
-            for call, fds in connection.read(gone=bool(mask & GONE)):
-                if connection.closed:  # the answer to an earlier call found nobody there
-                    connection.dispose(fds)
-                else:
-                    self._dispatch.begin(connection, call, fds)
+        received = receive_many([connection.sock.fileno() for connection in several])
+        for connection, mask, one in zip(several, masks, received, strict=True):
+            if not connection.closed:
+                self._begin(connection, connection.receive(one, gone=bool(mask & GONE)))
+
+    def _begin(self, connection: Connection, calls: Calls) -> None:
+        for call, fds in calls:
+            if connection.closed:  # the answer to an earlier call found nobody there
+                connection.dispose(fds)
+            else:
+                self._dispatch.begin(connection, call, fds)
 
     def _accept(self, door: socket.socket, service: Service, operator: bool) -> None:
         try:

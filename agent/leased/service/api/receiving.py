@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door to the verb that receives: from many sockets by one call
+(`native/verbs/receiving.c`).
+
+Rule: every read goes to the same memory and is copied out: one task reads, and memory that is warm
+costs nothing.
+
+Does not know what the bytes mean, and does not end connections.
+"""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Sequence
+
+from leased._native import ffi, lib
+
+READ_BYTES = 64 * 1024
+"""Of one socket."""
+
+SAW_FDS: int = lib.LEASED_RECEIVED_FDS
+"""Descriptors were seen, and nothing was read."""
+
+_ROOM = bytearray(4 * READ_BYTES)
+_VIEW = memoryview(_ROOM)
+_INTO = ffi.from_buffer("uint8_t *", _ROOM)
+
+
+def receive_many(sockets: Sequence[int]) -> list[bytes | int]:
+    """What each has, in order: bytes (none at its end), or -errno, or SAW_FDS. -EAGAIN: nothing
+    yet, or it is another time's."""
+    got = array.array("q", bytes(8 * len(sockets)))
+    lib.leased_receive_many(
+        ffi.from_buffer("int *", array.array("i", sockets)),
+        len(sockets),
+        _INTO,
+        len(_ROOM),
+        READ_BYTES,
+        ffi.from_buffer("int64_t *", got),
+    )
+    at = 0
+    received: list[bytes | int] = []
+    for length in got:
+        if length < 0:
+            received.append(length)
+        else:
+            received.append(bytes(_VIEW[at : at + length]))
+            at += length
+    return received
