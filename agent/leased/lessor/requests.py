@@ -265,7 +265,7 @@ class Requests:
         if verdict.behind:
             limits = self._admission.book.limits(waiting.acquire.caller.tenant)
             behind = whole.ahead_of(waiting.rank).hold_back(waiting.acquire, limits)
-            return behind == (verdict.refusal.reason, verdict.holder)
+            return behind is not None and behind[:2] == (verdict.refusal.reason, verdict.holder)
         judged = waiting.judged
         return judged is not None and judged == self._admission.since(verdict)
 
