@@ -159,7 +159,7 @@ class Admission:
                 return verdict
         barred: AbstractSet[str] = NONE_BARRED
         if ahead is not None:
-            behind = ahead.hold_back(acquire, limits)
+            behind = ahead.hold_back(acquire, limits, self.shares)
             if behind is not None:
                 return self._behind(behind, acquire)
             barred = ahead.pools

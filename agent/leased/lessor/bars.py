@@ -11,14 +11,15 @@ Does not order anybody (`queue`): ranks are handed in.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
 from leased.lessor.accounts import OCCUPIED
 from leased.lessor.meaning import Verdict
 from leased.lessor.pool import Pools, Where, where_of
-from leased.lessor.quota import Limits
+from leased.lessor.quota import Limits, wanted_by
+from leased.lessor.shares import Shares
 from leased.terms.command import Acquire
 from leased.terms.reply import Refusal, RefusalReason
 
@@ -118,7 +119,7 @@ class Ahead:
         known = barred.get(what)
         return known is not None and known < self._rank
 
-    def hold_back(self, acquire: Acquire, limits: Limits) -> Behind | None:
+    def hold_back(self, acquire: Acquire, limits: Limits, shares: Shares) -> Behind | None:
         """Why `acquire` has to wait behind another, judged without looking at any pool."""
         bars = self._bars
         if bars.node and self._has(bars.node, ""):
@@ -129,6 +130,9 @@ class Ahead:
             for ask in acquire.asks if bars.holder_kinds else ():
                 if self._has(bars.holder_kinds, (one.holder, int(ask.kind))):
                     return self._as_told(one.holder, int(ask.kind))
+        for common in _commons(acquire, shares) if bars.holder_kinds else ():
+            if self._has(bars.holder_kinds, common):
+                return self._as_told(*common)
         if not self._lent and bars.places and self._has(bars.places, places_of(acquire)):
             return RefusalReason.NO_CAPACITY, "", None
         return None
@@ -144,6 +148,16 @@ class Ahead:
         if all(first < rank for first in barred.values()):
             return barred.keys()
         return {resource_id: None for resource_id, first in barred.items() if first < rank}.keys()
+
+
+def _commons(acquire: Acquire, shares: Shares) -> Iterator[tuple[str, int]]:
+    """Where a request wants more than is reserved for its tenant: whose limit that is, and the
+    kind."""
+    charge = wanted_by(acquire)
+    for one in shares.divisions:
+        more = 0 if one.fair else one.share.wanted(charge)
+        if more and not one.share.own(acquire.caller.tenant, more):
+            yield one.holder, one.share.kind
 
 
 def places_of(acquire: Acquire) -> Places:

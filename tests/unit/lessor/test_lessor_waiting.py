@@ -101,6 +101,29 @@ def test_who_stands_behind_a_share_is_told_of_that_share() -> None:
     assert late.limit == late.usage == 6 * PAGE
 
 
+def test_who_waits_for_what_is_not_reserved_is_not_starved_by_smaller_ones_behind_it() -> None:
+    """Whoever asked for a page at a time had all of it for ever."""
+    own = Allocation(
+        ResourceKind.MEM,
+        strategy=Strategy.RESERVATION,
+        reservations=((ACME.tenant, 5 * PAGE),),
+        borrow_idle=False,
+    )
+    policy = Policy(allocations=(own,), tenants=((ACME.tenant, TenantLimits()),))
+    desk = Desk(mem(0, 10), policy=policy)
+    first = desk.lease(ask_mem(3), caller=BETA, ttl=600)
+    head = desk.acquire(ask_mem(4), caller=CARL, wait=60)
+    desk.propose(head)
+    late = desk.refused(ask_mem(1), caller=DORA)
+    assert (late.reason, late.rule, late.requested) == (RefusalReason.RESERVED, "queue", PAGE)
+    waits = desk.acquire(ask_mem(1), caller=DORA, wait=60)
+    desk.propose(waits)
+    desk.lease(ask_mem(5), caller=ACME)
+    desk.release(first, BETA)
+    desk.reclaim(first)
+    assert granted(desk, head) and granted(desk, waits), "in their order, and what is left of it"
+
+
 def test_the_head_is_not_starved_by_smaller_ones_behind_it() -> None:
     desk = Desk(mem(0, 10))
     first, second = desk.lease(ask_mem(5)), desk.lease(ask_mem(5))
