@@ -7,7 +7,6 @@
 #include "rdma.h"
 
 #include <errno.h>
-#include <time.h>
 
 static const char *first;
 
@@ -30,11 +29,4 @@ const char *failed_at(void)
 void failure_forget(void)
 {
 	first = NULL;
-}
-
-uint64_t boot_now(void)
-{
-	struct timespec ts;
-	clock_gettime(CLOCK_BOOTTIME, &ts);
-	return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
 }

@@ -8,15 +8,13 @@
 #ifndef LEASED_RDMA_H
 #define LEASED_RDMA_H
 
+#include "../clock.h"
 #include "../rdma_protocol.h"
 #include "abi.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
-
-#define NS_PER_MS UINT64_C(1000000)
-#define NS_PER_S  UINT64_C(1000000000)
 
 /* ---- failure.c ---- */
 
@@ -151,7 +149,5 @@ int detach(int control, int door);
 int own(int control, int door);
 int probe(int control);
 int look(const char *device);
-
-uint64_t boot_now(void);
 
 #endif

@@ -12,6 +12,7 @@
 #ifndef LEASED_REAPER_H
 #define LEASED_REAPER_H
 
+#include "../clock.h"
 #include "../reaper_protocol.h"
 #include "../verbs.h"
 
@@ -22,8 +23,6 @@
 
 #define NONE      UINT32_MAX
 #define NEVER     UINT64_MAX
-#define NS_PER_S  UINT64_C(1000000000)
-#define NS_PER_MS UINT64_C(1000000)
 #define NS_PER_US UINT64_C(1000)
 
 enum {
@@ -253,7 +252,6 @@ enum watch {
 };
 
 /* clock.c */
-uint64_t boot_now(void);
 int read_boot_id(uint8_t *into);
 
 /* log.c: structured lines on stderr with a journald priority; dropped, never waited for */

@@ -13,13 +13,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -126,6 +129,35 @@ static pid_t sleeper(void)
 			pause();
 	}
 	return pid;
+}
+
+static volatile sig_atomic_t alarms;
+
+/* The last of them, for one who waits anew after each. */
+static void heard(int signal_number)
+{
+	(void)signal_number;
+	if (++alarms == 100)
+		setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 0 }, { 0, 0 } }, NULL);
+}
+
+/* Of one that its tracer holds at its exit: signals in between do not make it longer. */
+static void check_patience(void)
+{
+	const struct sigaction hear = { .sa_handler = heard };
+	const struct timeval often = { .tv_usec = 10000 };
+	pid_t pid = sleeper();
+	int pidfd = leased_pidfd_open(pid);
+	check("hold", ptrace(PTRACE_SEIZE, pid, NULL, PTRACE_O_TRACEEXIT) == 0);
+	check("listen", sigaction(SIGALRM, &hear, NULL) == 0);
+	check("ring", setitimer(ITIMER_REAL, &(struct itimerval){ often, often }, NULL) == 0);
+	check("wait for one that is held", leased_pidfd_kill(pidfd, 100) == -ETIMEDOUT);
+	check("as long as was said", alarms > 0 && alarms < 100);
+	setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 0 }, { 0, 0 } }, NULL);
+	check("is held", waitpid(pid, NULL, 0) == pid);
+	check("let go", ptrace(PTRACE_CONT, pid, NULL, NULL) == 0);
+	check("kill it", leased_pidfd_kill(pidfd, 5000) == 0 && waitpid(pid, NULL, 0) == pid);
+	close(pidfd);
 }
 
 static void check_process(void)
@@ -330,6 +362,7 @@ int main(int argc, char **argv)
 	check_memory();
 	check_large_memory();
 	check_process();
+	check_patience();
 	check_nodes();
 	check_sending();
 	check_chain();

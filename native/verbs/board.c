@@ -12,18 +12,11 @@
 #define _GNU_SOURCE
 #include "../verbs.h"
 
+#include "../clock.h"
 #include "../reaper_protocol.h"
 
 #include <errno.h>
 #include <stdbool.h>
-#include <time.h>
-
-static uint64_t boot_now_ns(void)
-{
-	struct timespec now;
-	clock_gettime(CLOCK_BOOTTIME, &now);
-	return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
-}
 
 /*
  * Move a lease from the deadline that the caller knows to a later one. -EINVAL: no such dial, or
@@ -38,7 +31,7 @@ int leased_board_renew(void *board, size_t bytes, uint32_t slot, uint64_t known_
 		slot >= (bytes - sizeof *header) / sizeof header->dial[0] || deadline_ns < known_ns)
 		return -EINVAL;
 	struct leased_reaper_dial *const dial = &header->dial[slot];
-	const uint64_t now_ns = boot_now_ns();
+	const uint64_t now_ns = boot_now();
 	if (known_ns <= now_ns)
 		return -ETIME;
 	if (deadline_ns > now_ns + header->horizon_ns)

@@ -15,8 +15,9 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "../clock.h"
 
 static int write_text(int dirfd, const char *file, const char *text)
 {
@@ -89,18 +90,11 @@ int leased_cgroup_populated(int dirfd)
 	return rc;
 }
 
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-	clock_gettime(CLOCK_BOOTTIME, &ts);
-	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 /* Kill the subtree and wait until it is empty: 0, or -ETIMEDOUT when somebody is left after
  * `timeout_ms`. */
 int leased_cgroup_kill(int dirfd, uint32_t timeout_ms)
 {
-	const int64_t until = now_ms() + timeout_ms;
+	const uint64_t until_ns = boot_now() + timeout_ms * NS_PER_MS;
 	int events = leased_cgroup_events_open(dirfd);
 	if (events < 0)
 		return gone_is_fine(events);
@@ -109,13 +103,13 @@ int leased_cgroup_kill(int dirfd, uint32_t timeout_ms)
 		rc = leased_cgroup_events_populated(events);
 		if (rc <= 0)
 			break;
-		int64_t left = until - now_ms();
-		if (left <= 0) {
+		const int left = left_ms(until_ns);
+		if (left == 0) {
 			rc = -ETIMEDOUT;
 			break;
 		}
 		struct pollfd wait = { .fd = events, .events = POLLPRI };
-		rc = poll(&wait, 1, (int)left) < 0 && errno != EINTR ? -errno : 0;
+		rc = poll(&wait, 1, left) < 0 && errno != EINTR ? -errno : 0;
 	}
 	close(events);
 	return rc;

@@ -28,6 +28,8 @@
 
 #include <linux/dm-ioctl.h>
 
+#include "../clock.h"
+
 enum { PACKET_BYTES = 2048, REMOVE_AGAIN_MS = 2 };
 
 _Static_assert(sizeof(struct dm_ioctl) == 312, "dm_ioctl");
@@ -207,18 +209,6 @@ int leased_dm_below(int control, const char *uuid, uint64_t *devices, uint32_t r
 	return (int)below->count;
 }
 
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-	clock_gettime(CLOCK_BOOTTIME, &now);
-	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
-static uint64_t now_ms(void)
-{
-	return now_ns() / 1000000;
-}
-
 /*
  * Take the mapping away; one that is open is asked again until `timeout_ms` have passed, because
  * udev looks into every device once. With `later` one that is still open then goes with its last
@@ -227,10 +217,10 @@ static uint64_t now_ms(void)
 int leased_dm_remove(int control, const char *uuid, uint32_t timeout_ms, int later)
 {
 	const struct timespec pause = { .tv_nsec = REMOVE_AGAIN_MS * 1000000L };
-	const uint64_t end_ms = now_ms() + timeout_ms;
+	const uint64_t until_ns = boot_now() + timeout_ms * NS_PER_MS;
 	for (;;) {
 		union packet packet;
-		const bool last = now_ms() >= end_ms;
+		const bool last = boot_now() >= until_ns;
 		int rc = prepare(&packet, uuid, last && later ? DM_DEFERRED_REMOVE : 0);
 		if (rc == 0)
 			rc = ask(control, DM_DEV_REMOVE, &packet);
@@ -313,7 +303,7 @@ int leased_dm_cut(int control, const char *uuid, int *key, uint64_t *ended_ns)
 {
 	struct leased_dm_mapping now, next;
 	*key = 0;
-	*ended_ns = now_ns();
+	*ended_ns = boot_now();
 	int rc = leased_dm_describe(control, uuid, 0, &now);
 	if (rc == -ENXIO)
 		return 0;
@@ -338,7 +328,7 @@ int leased_dm_cut(int control, const char *uuid, int *key, uint64_t *ended_ns)
 		rc = say(control, uuid, "key wipe");
 		*key = rc == 0;
 	}
-	*ended_ns = now_ns();
+	*ended_ns = boot_now();
 	/* Whether or not the key could be wiped: it goes with the table as well. The kernel clears
 	 * the old table up before it returns, which takes it the longest of all. */
 	int resumed = leased_dm_resume(control, uuid);

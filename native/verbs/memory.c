@@ -19,9 +19,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "../clock.h"
 #include "mapping.h"
 
 #ifndef MFD_HUGE_SHIFT
@@ -66,13 +66,6 @@ static int bind_to_node(void *start, uint64_t bytes, int node)
 	return 0;
 }
 
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
-}
-
 /* Let the file's pages from `start` on be huge folios; how many bytes of it are. The first byte of
  * each is touched before, so that the kernel takes the folio from that page's node. */
 static uint64_t gather(char *start, uint64_t bytes)
@@ -84,11 +77,11 @@ static uint64_t gather(char *start, uint64_t bytes)
 			if (mapping_touch(start + done + at, 1, MADV_POPULATE_WRITE) != 0)
 				return done;
 		}
-		uint64_t began = now_ns();
+		uint64_t began = boot_now();
 		if (madvise(start + done, piece, MADV_COLLAPSE) != 0)
 			return done;
 		done += piece;
-		if (now_ns() - began > PIECE_NS_MAX)
+		if (boot_now() - began > PIECE_NS_MAX)
 			return done;
 	}
 	return done;

@@ -23,6 +23,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "../clock.h"
+
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
 #endif
@@ -47,19 +49,17 @@ int leased_pidfd_kill_begin(int pidfd)
 /* SIGKILL and wait until the process has exited: 0, or -ETIMEDOUT after `timeout_ms`. */
 int leased_pidfd_kill(int pidfd, uint32_t timeout_ms)
 {
+	const uint64_t until_ns = boot_now() + timeout_ms * NS_PER_MS;
 	int rc = leased_pidfd_kill_begin(pidfd);
 	if (rc != 0)
 		return rc;
 	struct pollfd wait = { .fd = pidfd, .events = POLLIN };
-	for (;;) {
-		rc = poll(&wait, 1, timeout_ms > INT32_MAX ? INT32_MAX : (int)timeout_ms);
-		if (rc > 0)
-			return 0;
-		if (rc == 0)
-			return -ETIMEDOUT;
-		if (errno != EINTR)
-			return -errno;
-	}
+	do {
+		rc = poll(&wait, 1, left_ms(until_ns));
+	} while (rc < 0 && errno == EINTR);
+	if (rc < 0)
+		return -errno;
+	return rc > 0 ? 0 : -ETIMEDOUT;
 }
 
 /* A duplicate of descriptor `number` of the process, close-on-exec. Needs the right to trace it. */

@@ -101,6 +101,7 @@ class OpenedLog:
         self.countersigned: deque[HeadCountersigned] = deque(maxlen=COUNTERSIGNED_MAX)
         """The newest of these records, for proofs."""
         self._key_changes = list(key_changes)
+        self._changes_max = changes_max(geometry(identity.segment_bytes).frame_bytes_max)
         self._needs = Needs()
         self._noted_to = 0
 
@@ -194,8 +195,15 @@ class OpenedLog:
             older_than_wall_ns=older_than_wall_ns,
             pressed=pressed,
             key_changes=tuple(self._key_changes),
-            changes_max=changes_max(geometry(self.identity.segment_bytes).frame_bytes_max),
+            changes_max=self._changes_max,
         )
+
+    @property
+    def kept_from(self) -> int | None:
+        """The KeyRotated from which on nothing may ever be pruned, for no Pruned can say so many
+        anew. None: there is none yet."""
+        beyond = self._key_changes[self._changes_max :]
+        return beyond[0][0] if beyond else None
 
     def acknowledge(self, size: int) -> None:
         """From the next batch on the anchor says that so many records are acknowledged."""

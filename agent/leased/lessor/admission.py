@@ -16,11 +16,11 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from leased.lessor.accounts import Charge, covers, weigh
-from leased.lessor.bars import Ahead
-from leased.lessor.budget import Prices, budget_overrun
+from leased.lessor.accounts import ANY, Charge, covers, weigh
+from leased.lessor.bars import Ahead, Behind
+from leased.lessor.budget import Prices, asked_of, budget_overrun
 from leased.lessor.ledger import Key
-from leased.lessor.meaning import QUEUE, Meaning, Verdict, clip, name_of, no
+from leased.lessor.meaning import QUEUE, Meaning, Verdict, clip, kind_named, name_of, no
 from leased.lessor.placement import NONE_BARRED, place
 from leased.lessor.queue import level_of
 from leased.lessor.quota import (
@@ -30,7 +30,6 @@ from leased.lessor.quota import (
     TenantBook,
     account_of,
     capacity_overrun,
-    ceiling_of,
     count_overrun,
     over_row,
     wanted_by,
@@ -142,7 +141,6 @@ class Admission:
         if verdict is not None:
             return verdict
         asks, table = acquire.asks, self._table
-        charge: Charge = ()
         if table.occupied >= self.policy.leases_max:
             return self._node_full()
         bounded = bool(self.shares.divisions) or not limits.unlimited
@@ -150,9 +148,7 @@ class Admission:
             straight = self._straight(acquire, limits, now_ns)
             if straight is not None:
                 return straight
-        offer = Offer(())
-        if bounded:
-            charge = wanted_by(acquire)
+        offer, charge = Offer(()), wanted_by(acquire) if bounded else ()
         if not limits.unlimited:
             verdict = self._within(acquire, limits, charge, offer, now_ns)
             if verdict is not None:
@@ -163,7 +159,7 @@ class Admission:
                 return verdict
         barred: AbstractSet[str] = NONE_BARRED
         if ahead is not None:
-            behind = ahead.hold_back(acquire, limits)
+            behind = ahead.hold_back(acquire, limits, self.shares)
             if behind is not None:
                 return self._behind(behind, acquire)
             barred = ahead.pools
@@ -340,24 +336,27 @@ class Admission:
             waitable=True,
         )
 
-    def _behind(self, behind: tuple[RefusalReason, str], acquire: Acquire) -> Verdict:
+    def _behind(self, behind: Behind, acquire: Acquire) -> Verdict:
         """It would fit, but an earlier one waits for the same: all of it counts as spoken for."""
-        reason, holder = behind
-        if reason is RefusalReason.NODE_LEASES:
-            limit, what, requested = self.policy.leases_max, "leases", 1
-        elif reason is RefusalReason.TENANT_LEASES:
-            limits = self.book.limits(acquire.caller.tenant)
-            own = next(one for one in limits.chain() if one.holder == holder)
-            limit, what, requested = own.leases_max or own.concurrent_max or 0, "leases", 1
+        reason, holder, told = behind
+        if told is not None:
+            limit, what, requested = told.limit, told.what, self._of(told, acquire)
         else:
             ask = acquire.asks[0]
-            limit = sum(pool.capacity for pool in self._table.pools.usable(ask))
-            if reason is RefusalReason.TENANT_CAPACITY:
-                limits = self.book.limits(acquire.caller.tenant)
-                limit = ceiling_of(limits, holder, acquire) or limit
             what, requested = name_of(ask), ask.capacity
+            limit = sum(pool.capacity for pool in self._table.pools.usable(ask))
         refusal = Refusal(reason, what, clip(limit), clip(limit), clip(requested), rule=QUEUE)
         return Verdict(refusal, waitable=True, holder=holder, behind=True)
+
+    def _of(self, told: Refusal, acquire: Acquire) -> int:
+        """How much `acquire` asks of what an earlier one was told that it has to wait for."""
+        charge, kind = wanted_by(acquire), kind_named(told.what)
+        if kind is not None:
+            return weigh(charge, kind, ANY, ANY)
+        if told.reason is not RefusalReason.BUDGET:
+            return 1  # lease
+        limits = self.book.limits(acquire.caller.tenant)
+        return asked_of(limits, told, self.prices, uses_of(charge, acquire))
 
     def cost_nano(self, acquire: Acquire) -> int:
         """What it would cost until its first deadline, in 10^-9 of the currency, rounded up."""

@@ -112,7 +112,7 @@ class Books:
         meters = meters_of(limits, self._book.group_of, self._table.ledger)
         rows = [meter.rows[budget.period] for meter in meters]
         if budget.kind is None or budget.capacity_ns is None:
-            usage = sum(map(self._prices.cost_nano, rows))
+            usage = self._prices.cost_nano(*rows)
             return self._one(limits, name, "cost_nano", budget.cost_nano or 0, usage)
         tier = ANY if budget.tier is None else int(budget.tier)
         unit_ns = UNIT[budget.kind] * NS_PER_S

@@ -11,15 +11,17 @@ Does not order anybody (`queue`): ranks are handed in.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
+from leased.lessor.accounts import OCCUPIED
 from leased.lessor.meaning import Verdict
 from leased.lessor.pool import Pools, Where, where_of
-from leased.lessor.quota import Limits
+from leased.lessor.quota import Limits, wanted_by
+from leased.lessor.shares import Shares
 from leased.terms.command import Acquire
-from leased.terms.reply import RefusalReason
+from leased.terms.reply import Refusal, RefusalReason
 
 K = TypeVar("K", bound=Hashable)
 _COUNTED = frozenset({RefusalReason.TENANT_LEASES})
@@ -31,6 +33,10 @@ MEASURED = frozenset(
         RefusalReason.RESERVED,
     }
 )
+Behind = tuple[RefusalReason, str, Refusal | None]
+"""Why, because of whose limit, and what the first was told that waits for that limit (None: it
+waits for room)."""
+
 Places = tuple[Where, ...]
 Rank = tuple[int, bool, int, int]
 """A place in the queue: level (the higher first, so negative), whether it was not preempted, how
@@ -39,10 +45,11 @@ far its tenant is above its share, arrival."""
 
 class Bars:
     """What requests that wait need: each thing with the rank of the first that waits for it.
-    `heads` are those who are first at their places.
+    `heads` are those who are first at their places, `told` is what those were told who are first
+    at a limit.
     """
 
-    __slots__ = ("heads", "holder_kinds", "holders", "node", "places", "pools")
+    __slots__ = ("heads", "holder_kinds", "holders", "node", "places", "pools", "told")
 
     def __init__(self) -> None:
         self.node: dict[str, Rank] = {}
@@ -51,6 +58,7 @@ class Bars:
         self.heads: dict[Places, Acquire] = {}
         self.holders: dict[str, Rank] = {}
         self.holder_kinds: dict[tuple[str, int], Rank] = {}
+        self.told: dict[tuple[str, int], Refusal] = {}
 
     def add(
         self, acquire: Acquire, places: Places, verdict: Verdict, pools: Pools, rank: Rank
@@ -66,22 +74,28 @@ class Bars:
                 for pool in pools.usable(ask):
                     _first(self.pools, pool.counted.resource_id, rank)
         elif reason is RefusalReason.NODE_LEASES:
-            _first(self.node, "", rank)
+            if _first(self.node, "", rank):
+                self.told["", OCCUPIED] = verdict.refusal
         elif reason in _COUNTED:
-            _first(self.holders, verdict.holder, rank)
+            if _first(self.holders, verdict.holder, rank):
+                self.told[verdict.holder, OCCUPIED] = verdict.refusal
         elif reason in MEASURED:
             for ask in acquire.asks:
-                _first(self.holder_kinds, (verdict.holder, int(ask.kind)), rank)
+                limited = (verdict.holder, int(ask.kind))
+                if _first(self.holder_kinds, limited, rank):
+                    self.told[limited] = verdict.refusal
 
     def ahead_of(self, rank: Rank) -> Ahead:
         """What is barred for a request of `rank`."""
         return Ahead(self, rank)
 
 
-def _first(barred: dict[K, Rank], what: K, rank: Rank) -> None:
+def _first(barred: dict[K, Rank], what: K, rank: Rank) -> bool:
     known = barred.get(what)
-    if known is None or rank < known:
-        barred[what] = rank
+    if known is not None and known <= rank:
+        return False
+    barred[what] = rank
+    return True
 
 
 class Ahead:
@@ -105,23 +119,27 @@ class Ahead:
         known = barred.get(what)
         return known is not None and known < self._rank
 
-    def hold_back(self, acquire: Acquire, limits: Limits) -> tuple[RefusalReason, str] | None:
-        """Why, and because of whose limit, `acquire` has to wait behind another, judged without
-        looking at any pool.
-        """
+    def hold_back(self, acquire: Acquire, limits: Limits, shares: Shares) -> Behind | None:
+        """Why `acquire` has to wait behind another, judged without looking at any pool."""
         bars = self._bars
         if bars.node and self._has(bars.node, ""):
-            return RefusalReason.NODE_LEASES, ""
+            return self._as_told("", OCCUPIED)
         for one in limits.chain():
             if bars.holders and self._has(bars.holders, one.holder):
-                return RefusalReason.TENANT_LEASES, one.holder
-            if bars.holder_kinds and any(
-                self._has(bars.holder_kinds, (one.holder, int(ask.kind))) for ask in acquire.asks
-            ):
-                return RefusalReason.TENANT_CAPACITY, one.holder
+                return self._as_told(one.holder, OCCUPIED)
+            for ask in acquire.asks if bars.holder_kinds else ():
+                if self._has(bars.holder_kinds, (one.holder, int(ask.kind))):
+                    return self._as_told(one.holder, int(ask.kind))
+        for common in _commons(acquire, shares) if bars.holder_kinds else ():
+            if self._has(bars.holder_kinds, common):
+                return self._as_told(*common)
         if not self._lent and bars.places and self._has(bars.places, places_of(acquire)):
-            return RefusalReason.NO_CAPACITY, ""
+            return RefusalReason.NO_CAPACITY, "", None
         return None
+
+    def _as_told(self, holder: str, kind: int) -> Behind:
+        told = self._bars.told[holder, kind]
+        return told.reason, holder, told
 
     @property
     def pools(self) -> AbstractSet[str]:
@@ -130,6 +148,16 @@ class Ahead:
         if all(first < rank for first in barred.values()):
             return barred.keys()
         return {resource_id: None for resource_id, first in barred.items() if first < rank}.keys()
+
+
+def _commons(acquire: Acquire, shares: Shares) -> Iterator[tuple[str, int]]:
+    """Where a request wants more than is reserved for its tenant: whose limit that is, and the
+    kind."""
+    charge = wanted_by(acquire)
+    for one in shares.divisions:
+        more = 0 if one.fair else one.share.wanted(charge)
+        if more and not one.share.own(acquire.caller.tenant, more):
+            yield one.holder, one.share.kind
 
 
 def places_of(acquire: Acquire) -> Places:

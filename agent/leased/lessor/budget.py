@@ -19,7 +19,7 @@ from leased.lessor.quota import Limits, Overrun
 from leased.terms.identity import TenantId
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Budget, Price
-from leased.terms.reply import RefusalReason
+from leased.terms.reply import Refusal, RefusalReason
 from leased.terms.resource import UNIT
 
 _UNITS_LCM: Final = (1 << 30) * 5**9
@@ -60,9 +60,9 @@ class Prices:
             total += capacity_ns * prices[key]
         return total
 
-    def cost_nano(self, rows: Mapping[Key, int]) -> int:
-        """What `rows` cost in 10^-9 of the currency, rounded up."""
-        return -(-self.scaled_cost(rows) // _MONEY_SCALE)
+    def cost_nano(self, *rows: Mapping[Key, int]) -> int:
+        """What `rows` cost together in 10^-9 of the currency, rounded up once."""
+        return -(-sum(map(self.scaled_cost, rows)) // _MONEY_SCALE)
 
 
 def budget_overrun(
@@ -117,6 +117,16 @@ def meters_of(limits: Limits, members: Mapping[TenantId, str], ledger: Ledger) -
         return () if meter is None else (meter,)
     meters = (ledger.meter(tenant) for tenant, group in members.items() if group == holder[1:])
     return [meter for meter in meters if meter is not None]
+
+
+def asked_of(limits: Limits, told: Refusal, prices: Prices, more: Mapping[Key, int]) -> int:
+    """How much `more` is of the budget that `told` is about, in its unit."""
+    for one in limits.chain():
+        for index, budget in enumerate(one.budgets):
+            overrun = _overrun(one, index, 0, _measured(budget, prices, more))
+            if (overrun.what, overrun.limit) == (told.what, told.limit):
+                return overrun.requested
+    return 0
 
 
 def _measured(budget: Budget, prices: Prices, rows: Mapping[Key, int]) -> int:

@@ -240,14 +240,6 @@ def over_row(limits: Limits, row: Row, limit: int, usage: int, more: int, most: 
     )
 
 
-def ceiling_of(limits: Limits, holder: str, acquire: Acquire) -> int:
-    """The least that `holder` could ever have of what a request wants; 0: it has no such limit."""
-    charge = wanted_by(acquire)
-    rows = (row for one in limits.chain() if one.holder == holder for row in one.rows)
-    found = (row.ceiling for row in rows if weigh(charge, row.kind, row.tier, row.node))
-    return min(found, default=0)
-
-
 # ---- from a policy to limits ---------------------------------------------------------------------
 
 

@@ -263,9 +263,10 @@ class Requests:
         if timed or no_room:
             return no_room and waiting.outlook == (self._table.pools.changes, True)
         if verdict.behind:
-            limits = self._admission.book.limits(waiting.acquire.caller.tenant)
-            behind = whole.ahead_of(waiting.rank).hold_back(waiting.acquire, limits)
-            return behind == (verdict.refusal.reason, verdict.holder)
+            acquire, shares = waiting.acquire, self._admission.shares
+            limits = self._admission.book.limits(acquire.caller.tenant)
+            behind = whole.ahead_of(waiting.rank).hold_back(acquire, limits, shares)
+            return behind is not None and behind[:2] == (verdict.refusal.reason, verdict.holder)
         judged = waiting.judged
         return judged is not None and judged == self._admission.since(verdict)
 

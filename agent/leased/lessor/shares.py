@@ -163,6 +163,11 @@ class Division:
         """The key of the policy that divides it."""
         return f"allocation.{allocation_name(self.allocation)}"
 
+    @property
+    def holder(self) -> str:
+        """Whose limit it is, of what is reserved for nobody: no tenant's, and no group's."""
+        return f"%{self.name}"
+
     def moved(self, tenant: TenantId, charge: Charge, sign: int, now_ns: int) -> None:
         """A tenant has so much more, or less."""
         amount = self.share.wanted(charge)
@@ -274,7 +279,7 @@ class Division:
             rule=f"{self.name}.reservations",
             waitable=more <= common + own,
         )
-        return Verdict(verdict.refusal, verdict.waitable, f"%{self.name}")
+        return Verdict(verdict.refusal, verdict.waitable, self.holder)
 
 
 class Loan:

@@ -189,6 +189,8 @@ async def _stop(agent: Agent, lifeline: Lifeline, config: Config) -> None:
 
 
 def _raise_limits() -> None:
+    """As far as we may: without the privilege (no unit, a container) what there is has to do, and
+    the listener takes no more than it has descriptors for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (OPEN_FILES, hard):
         try:

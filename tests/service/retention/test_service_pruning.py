@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from leased.durable.scan import segment_names
 from leased.service.evidence import NO_COMMAND
 from leased.service.fleet.config import Collector, Listening
 from leased.service.log.pruning import Identity, Pruning
+from leased.service.log.rotation import Rotation
 from leased.terms import event as e
 from leased.terms.command import Fence, NoteCountersigned, NotePruned, Unfence
 from leased.terms.event import ResourceFenced
@@ -223,6 +225,33 @@ async def test_a_disk_that_does_not_let_go_is_said(autojump_clock: trio.testing.
         async with days.host.agent() as agent:
             assert len(days.segments) < before, "the next start does it"
             await days.live(agent, HOUR)
+    days.judged()
+
+
+async def test_a_key_that_was_replaced_too_often_holds_the_log_and_is_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    days = Days()
+    days.acking["east"] = 0.0
+    async with days.host.standing(), days.host.agent() as agent:
+        rotation = Rotation(
+            opened=agent.opened,
+            sealer=agent.sealer,
+            submit=agent.sequencer.submit_own,
+            entropy=days.host.entropy,
+            unbroken=nullcontext,
+            aside=_at_once,
+        )
+        for _ in range(11):
+            await rotation.rotate()
+        await days.live(agent, 2 * HOUR)
+        assert days.said and not any("begin another log" in line for line in days.said)
+        await rotation.rotate()
+        [*_, held] = [at for at, event, _ in read_events(days) if isinstance(event, e.KeyRotated)]
+        await days.live(agent, 2 * HOUR)
+        told = [line for line in days.said if "begin another log" in line]
+        assert len(told) == 1 and f"record {held} on" in told[0], told
+        assert int(days.segments[0][4:20], 16) <= held
     days.judged()
 
 

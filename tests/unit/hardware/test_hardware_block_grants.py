@@ -19,7 +19,7 @@ from leased.hardware.block import calls, mapping
 from leased.hardware.block.backend import BlockBackend
 from leased.hardware.block.config import BlockConfig, Offer
 from leased.hardware.block.drives import Drive, Layout
-from leased.hardware.block.names import mapping_uuid
+from leased.hardware.block.names import mapping_uuid, name_of
 from leased.hardware.block.namespaces import Namespace
 from leased.hardware.block.survey import ERASED
 from leased.hardware.config import HardwareConfig
@@ -379,10 +379,15 @@ async def test_a_stray_mapping_that_hangs_does_not_keep_the_others() -> None:
     crew.failing["undo"] = DeviceError("worker_answer", errno.ETIMEDOUT)
     await backend.adopt([])
     assert len(crew.sent("undo")) == 3
-    await backend.survey()
+    crew.failing["undo"] = DeviceError("worker_answer", errno.ETIMEDOUT)
+    [told] = (await backend.survey()).notes
+    name = name_of(crew.mapped[0])
+    assert told == f"{name} is no lease's and was not ended (worker_answer: errno 110)"
     assert len(crew.sent("undo")) == 6, "once more, as one of them is still there"
+    assert not (await backend.survey()).notes
+    assert len(crew.sent("undo")) == 9
     await backend.survey()
-    assert len(crew.sent("undo")) == 6
+    assert len(crew.sent("undo")) == 9
 
 
 async def test_what_a_fenced_lease_left_keeps_its_namespace_in_the_inventory() -> None:

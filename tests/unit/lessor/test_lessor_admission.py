@@ -11,8 +11,17 @@ from leased.terms import command as commands
 from leased.terms import event as events
 from leased.terms.lease import Priority
 from leased.terms.moment import NS_PER_S
-from leased.terms.policy import Budget, CapacityLimit, Period, Policy, Price, TenantLimits
-from leased.terms.reply import Refusal, RefusalReason
+from leased.terms.policy import (
+    Budget,
+    CapacityLimit,
+    Group,
+    LimitSet,
+    Period,
+    Policy,
+    Price,
+    TenantLimits,
+)
+from leased.terms.reply import Allowed, Refusal, RefusalReason
 from leased.terms.resource import UNIT, Ask, Health, Resource, ResourceKind, TierKind
 from tests.doubles.desk import (
     ACME,
@@ -339,3 +348,25 @@ def test_a_budget_of_money_is_held_against_the_tier_that_a_lease_gets() -> None:
     refusal = desk.refused(ask_mem(1), ttl=60)
     assert numbers(refusal) == (RefusalReason.BUDGET, "cost_nano", 100, 60, 60)
     desk.grant(ask_mem(1), ttl=40)
+
+
+def test_what_a_group_used_is_rounded_up_once_however_many_used_it() -> None:
+    """Two members with half a nano each were shown as two of one."""
+    crew = Group(LimitSet(budgets=(Budget(Period.DAY, cost_nano=100),)))
+    members = (ACME.tenant, BETA.tenant)
+    policy = Policy(
+        groups=(("crew", crew),),
+        tenants=tuple((one, TenantLimits(group="crew")) for one in members),
+    )
+    desk = Desk(policy=policy)
+    half = 500_000 * (UNIT[ResourceKind.MEM] // PAGE)  # of a nano, per page and second
+    price = Price(ResourceKind.MEM, int(TierKind.DRAM), int(Priority.STANDARD), half)
+    desk.lessor.admission.prices = Prices((price,))
+    for caller in (ACME, BETA):
+        desk.grant(ask_mem(1), caller=caller, ttl=61)
+    told = desk.say(commands.Quotas(desk.command_id(), OPERATOR))
+    assert isinstance(told, Allowed)
+    [shown] = [one for one in told.allowances if one.what == "cost_nano"]
+    assert (shown.limit, shown.usage) == (100, 61)
+    refusal = desk.refused(ask_mem(1), ttl=79)
+    assert numbers(refusal) == (RefusalReason.BUDGET, "cost_nano", 100, 61, 40)

@@ -9,9 +9,17 @@ from leased.terms import command as commands
 from leased.terms import event as events
 from leased.terms.lease import Level, RevocationReason
 from leased.terms.moment import NS_PER_S
-from leased.terms.policy import Allocation, CapacityLimit, Policy, Strategy, TenantLimits
+from leased.terms.policy import (
+    Allocation,
+    Budget,
+    CapacityLimit,
+    Period,
+    Policy,
+    Strategy,
+    TenantLimits,
+)
 from leased.terms.reply import Granted, Refusal, RefusalReason
-from leased.terms.resource import Ask, Resource, ResourceKind, TierKind
+from leased.terms.resource import UNIT, Ask, Resource, ResourceKind, TierKind
 from leased.terms.teardown import ProofReport
 from tests.doubles.desk import (
     ACME,
@@ -66,6 +74,54 @@ def test_who_stands_behind_a_quota_is_told_of_that_quota() -> None:
     late = desk.refused(ask_mem(1), caller=BETA)
     assert (late.reason, late.rule) == (RefusalReason.TENANT_CAPACITY, "queue")
     assert late.limit == late.usage == 5 * PAGE and late.requested == PAGE
+
+
+def test_who_stands_behind_a_budget_is_told_of_that_budget() -> None:
+    """It was told, and sealed, that the tenant had all of the node's memory."""
+    seconds = 10 * UNIT[ResourceKind.MEM] * NS_PER_S
+    budget = Budget(Period.DAY, kind=ResourceKind.MEM, capacity_ns=seconds)
+    money = Budget(Period.MONTH, cost_nano=1 << 40)
+    small = TenantLimits(leases_max=9, budgets=(money, budget))
+    desk = Desk(mem(0, 1 << 20), policy=Policy(tenants=((BETA.tenant, small),)))
+    gib = UNIT[ResourceKind.MEM] // PAGE
+    desk.lease(ask_mem(gib), caller=BETA, ttl=8)
+    desk.propose(desk.acquire(ask_mem(gib), caller=BETA, ttl=9, wait=60))
+    late = desk.refused(ask_mem(gib), caller=BETA, ttl=2)
+    assert (late.reason, late.rule) == (RefusalReason.BUDGET, "queue")
+    assert (late.what, late.limit, late.usage, late.requested) == ("mem_seconds", 10, 10, 2)
+
+
+def test_who_stands_behind_a_share_is_told_of_that_share() -> None:
+    fair = Allocation(ResourceKind.MEM, strategy=Strategy.FAIR_SHARE, max_share_pm=300)
+    desk = Desk(mem(0, 20), policy=Policy(allocations=(fair,)))
+    desk.lease(ask_mem(4), ttl=60)
+    desk.propose(desk.acquire(ask_mem(3), wait=60))
+    late = desk.refused(ask_mem(1))
+    assert (late.reason, late.rule, late.requested) == (RefusalReason.SHARE, "queue", PAGE)
+    assert late.limit == late.usage == 6 * PAGE
+
+
+def test_who_waits_for_what_is_not_reserved_is_not_starved_by_smaller_ones_behind_it() -> None:
+    """Whoever asked for a page at a time had all of it for ever."""
+    own = Allocation(
+        ResourceKind.MEM,
+        strategy=Strategy.RESERVATION,
+        reservations=((ACME.tenant, 5 * PAGE),),
+        borrow_idle=False,
+    )
+    policy = Policy(allocations=(own,), tenants=((ACME.tenant, TenantLimits()),))
+    desk = Desk(mem(0, 10), policy=policy)
+    first = desk.lease(ask_mem(3), caller=BETA, ttl=600)
+    head = desk.acquire(ask_mem(4), caller=CARL, wait=60)
+    desk.propose(head)
+    late = desk.refused(ask_mem(1), caller=DORA)
+    assert (late.reason, late.rule, late.requested) == (RefusalReason.RESERVED, "queue", PAGE)
+    waits = desk.acquire(ask_mem(1), caller=DORA, wait=60)
+    desk.propose(waits)
+    desk.lease(ask_mem(5), caller=ACME)
+    desk.release(first, BETA)
+    desk.reclaim(first)
+    assert granted(desk, head) and granted(desk, waits), "in their order, and what is left of it"
 
 
 def test_the_head_is_not_starved_by_smaller_ones_behind_it() -> None:

@@ -113,8 +113,8 @@ class BlockBackend:
             return self._remembered.stand_in(failed) or _absent(failed)
         finally:
             self._crew.dismiss(SURVEYOR)
-        await self._sweep()
-        found = survey(offered, examined, self._config, (*notes, *troubles), self._erased)
+        told = (*notes, *troubles, *await self._sweep())
+        found = survey(offered, examined, self._config, told, self._erased)
         why = {one: said for one, said in examined.items() if isinstance(said, str)}
         return self._remembered.complete(found, lambda it: why.get(identity_in(it.resource_id), ""))
 
@@ -373,23 +373,26 @@ class BlockBackend:
                 if is_raw(allotment):  # without its key the other is noise
                     self._erased.discard(identity)
 
-    async def _sweep(self) -> None:
-        """End the mappings that are no lease's; with each survey until that has been done. Whose
-        they are is asked when they have been listed: a lease is known before its mapping is."""
+    async def _sweep(self) -> list[str]:
+        """End the mappings that are no lease's; with each survey until that has been done. What to
+        tell of it. Whose they are is asked when they have been listed: a lease is known before its
+        mapping is."""
         if self._swept:
-            return
+            return []
         try:
             found = await self._desk.ask("block 0", "list", calls.Nothing(), calls.Mapped)
         except DeviceError:
-            return
+            return []  # where there is no device-mapper nothing is left; else the next survey asks
         strays = [uuid for uuid in found.uuids if lease_in(uuid) not in self._own]
-        self._swept = True
+        self._swept, left = True, list[str]()
         for uuid in strays:
             try:
                 undone = calls.Undo(uuid, name_of(uuid))
                 await self._desk.ask("block 0", "undo", undone, calls.Nothing)
-            except DeviceError:
-                self._swept = False  # one that hangs keeps none of the others
+            except DeviceError as error:  # one that hangs keeps none of the others
+                left.append(f"{name_of(uuid)} is no lease's and was not ended ({error})")
+        self._swept = not left
+        return left
 
 
 def _absent(why: str) -> Surveyed:

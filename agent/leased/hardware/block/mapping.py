@@ -163,7 +163,9 @@ def end(dm: int, uuid: str, name: str) -> bool:
 
 
 def _drop_cache(number: Number) -> None:
-    """What was read through it and is not mapped by anybody."""
+    """What was read through it and is not mapped by anybody. Where that fails, whoever has it open
+    may read on what it read before, which is its own: the next lease has a mapping, and a cache,
+    of its own."""
     with contextlib.suppress(OSError, DeviceError):
         fd = os.open(f"/dev/dm-{number[1]}", os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -126,6 +126,7 @@ class Pruning:
         self._listening, self._retention_ns = listening, retention_ns
         self._free_bytes_min, self._free = free_bytes_min, free
         self._clock, self._ask, self._say, self._aside = clock, ask, say, aside
+        self._warned = False
 
     async def run(self) -> None:
         """Until cancelled. What a disk does not let go is told, and goes at the next start."""
@@ -144,6 +145,7 @@ class Pruning:
         acked = acked_size(opened.acknowledged, listening.collectors, listening.quorum)
         if not acked or not self._retention_ns:
             return False
+        self._warn()
         older_than_wall_ns = self._clock.now().wall_ns - self._retention_ns
         look = partial(self._look, acked, opened.needed_from(periods=False), older_than_wall_ns)
         removal: Removal | None = await self._aside(look)
@@ -167,6 +169,18 @@ class Pruning:
         await self._aside(opened.remove, removal)
         self._say(f"pruned: the log begins with record {removal.min_seq} now")
         return True
+
+    def _warn(self) -> None:
+        """Once a run, if the log is past what a Pruned can say of its keys."""
+        begins = self._opened.kept_from
+        if begins is None or self._warned:
+            return
+        self._warned = True
+        self._say(
+            f"the key was replaced so often that nothing from record {begins} on is ever pruned:"
+            " before the disk is full, begin another log (stop leased, move"
+            f" {self._opened.directory} away, start it, `leased-collector enrol --replace`)"
+        )
 
     def _look(self, acked: int, keep_from: int, older_than_wall_ns: int) -> Removal | None:
         return self._opened.removal(
