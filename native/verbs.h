@@ -224,6 +224,9 @@ unsigned leased_tree_extend(uint64_t size, uint8_t *peaks, const uint8_t *leaves
 size_t leased_chain_bodies(const struct leased_shape *shapes, const uint32_t *roots,
 	const uint8_t *data, size_t size, const uint64_t *offsets, const uint16_t *kinds,
 	size_t count);
+size_t leased_chain_unframed(const struct leased_shape *shapes, const uint32_t *roots,
+	const uint8_t *bodies, const uint32_t *body_bytes, const uint16_t *kinds,
+	const uint8_t *schemas, size_t count);
 
 /* ---- sealing (verbs/seal.c) ---- */
 

@@ -197,17 +197,20 @@ static const uint8_t *past(const struct leased_shape *shapes, uint32_t which, co
 	}
 }
 
-bool leased_body_is_plain(const struct leased_shape *shapes, const uint32_t *roots,
-	const uint8_t *frame, unsigned kind)
+static bool is_plain(const struct leased_shape *shapes, const uint32_t *roots, unsigned kind,
+	unsigned schema, const uint8_t *body, size_t bytes)
 {
-	const unsigned schema = frame[AT_SCHEMA];
 	if (kind >= LEASED_KINDS || schema < 1 || schema > LEASED_SCHEMAS)
 		return false;
 	const uint32_t root = roots[(schema - 1) * LEASED_KINDS + kind];
-	if (root == 0)
-		return false;
-	const uint8_t *body = frame + HEADER_BYTES, *end = body + le32(frame + AT_BODY_BYTES);
-	return past(shapes, root, body, end) == end;
+	return root != 0 && past(shapes, root, body, body + bytes) == body + bytes;
+}
+
+bool leased_body_is_plain(const struct leased_shape *shapes, const uint32_t *roots,
+	const uint8_t *frame, unsigned kind)
+{
+	return is_plain(shapes, roots, kind, frame[AT_SCHEMA], frame + HEADER_BYTES,
+		le32(frame + AT_BODY_BYTES));
 }
 
 /*
@@ -225,6 +228,19 @@ size_t leased_chain_bodies(const struct leased_shape *shapes, const uint32_t *ro
 		if (le32(frame + AT_BODY_BYTES) > size - offsets[i] - HEADER_BYTES ||
 			!leased_body_is_plain(shapes, roots, frame, kinds[i]))
 			return i;
+	}
+	return count;
+}
+
+/* The same of bodies that stand one behind the other, before they are in any frame. */
+size_t leased_chain_unframed(const struct leased_shape *shapes, const uint32_t *roots,
+	const uint8_t *bodies, const uint32_t *body_bytes, const uint16_t *kinds,
+	const uint8_t *schemas, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		if (!is_plain(shapes, roots, kinds[i], schemas[i], bodies, body_bytes[i]))
+			return i;
+		bodies += body_bytes[i];
 	}
 	return count;
 }

@@ -259,6 +259,22 @@ class Shapes:
             )
         )
 
+    def plain_unframed(
+        self, bodies: Sequence[bytes], kinds: Sequence[int], schemas: Sequence[int]
+    ) -> int:
+        """As `plain_bodies`, of bodies that are in no frame yet: how many, from the first on."""
+        return int(
+            lib.leased_chain_unframed(
+                self._shapes,
+                self._roots,
+                b"".join(bodies),
+                ffi.from_buffer("uint32_t[]", array("I", map(len, bodies))),
+                ffi.from_buffer("uint16_t[]", array("H", kinds)),
+                bytes(schemas),
+                len(bodies),
+            )
+        )
+
 
 class Leases:
     """How far each lease is, by its id, followed in C."""

@@ -146,15 +146,15 @@ class Sealer:
         hashes: list[bytes] = []
         sequences: list[int] = []
         items = [*opening, *items] if opening else items
+        events, moments = zip(*items, strict=True) if items else ((), ())
         bodies = [
             (kind, body, at, schema)
-            for event, at in items
-            for kind, body, schema in (written(event),)
+            for (kind, body, schema), at in zip(written(events), moments, strict=True)
         ]
         sizes = [len(body) for _, body, _, _ in bodies]
         cuts = [(0, len(bodies))]
         if sum(sizes) + len(sizes) * (FRAME_BYTES_MIN + 7) > self._geometry.batch_bytes:
-            cuts = self._cuts([event for event, _ in items], sizes)
+            cuts = self._cuts(events, sizes)
         for start, stop in cuts:
             closing = signing and stop == len(bodies)
             added, made, digests = self._seal_batch(bodies[start:stop], moment, closing=closing)

@@ -222,9 +222,13 @@ _HERE, _KINDS = array("Q", [0]), {kind: array("H", [kind]) for kind in e.KIND.va
 
 
 def plain(kind: int, body: bytes, schema: int = SCHEMA) -> bool:
-    """What C says of a body; it looks at nothing of the frame but schema and length."""
+    """What C says of a body; it looks at nothing of the frame but schema and length, and says the
+    same where there is none, of each of several."""
     head = HEADER.pack(0, 0, 0, 0, kind, schema, 0, len(body), 0, 0, b"")
-    return bool(SHAPES.plain_bodies(head + body, _HERE, _KINDS[kind], 0))
+    said = bool(SHAPES.plain_bodies(head + body, _HERE, _KINDS[kind], 0))
+    several = ((body, body), (kind, kind), (schema, schema))
+    assert SHAPES.plain_unframed(*several) == 2 * said
+    return said
 
 
 @settings(STRIDES, max_examples=4 * STRIDES.max_examples)
