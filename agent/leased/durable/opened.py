@@ -35,7 +35,14 @@ from leased.durable.scan import Scan
 from leased.durable.sealkey import replace_seal_key
 from leased.durable.writer import Writer
 from leased.ports import Entropy
-from leased.terms.event import Event, HeadCountersigned, KeyChange, KeyRotated, NodeStarted
+from leased.terms.event import (
+    Event,
+    HeadCountersigned,
+    KeyChange,
+    KeyRotated,
+    LeaseEvent,
+    NodeStarted,
+)
 from leased.terms.identity import BootId
 from leased.terms.moment import Moment
 
@@ -154,8 +161,11 @@ class OpenedLog:
     def note(self, events: Sequence[Event], sequences: Sequence[int]) -> None:
         """These were sealed, and tell what has to be kept: all that a replay would be shown, in
         order."""
+        note = self._needs.note
         for event, sequence in zip(events, sequences, strict=True):
-            self._needs.note(sequence, event)
+            note(sequence, event)
+            if isinstance(event, LeaseEvent):
+                continue
             if isinstance(event, HeadCountersigned):
                 held = self.acknowledged.get(event.key_id, 0)
                 self.acknowledged[event.key_id] = max(held, event.size)

@@ -198,7 +198,7 @@ class Devices:
         caller closes them when they are passed. Raises DeviceError while the lease is being
         scrubbed."""
         self._apart.add(lease.lease_id)
-        opened = open_memory(lease, fds, self._openings.take(lease.lease_id))
+        opened = self._openings.take(lease.lease_id) or open_memory(lease, fds)
         try:
             return [*opened, *self.fittings.open(lease)]
         except DeviceError:

@@ -19,26 +19,29 @@ from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
 
+Handed = list[tuple[str, int]]
+"""(resource id, descriptor) of what a holder gets."""
+
 
 class Openings:
     """What was opened for holders who have not had it yet, by lease."""
 
     def __init__(self) -> None:
-        self._opened: dict[LeaseId, list[int]] = {}
+        self._opened: dict[LeaseId, Handed] = {}
 
-    def keep(self, lease_id: LeaseId, opened: list[int]) -> None:
+    def keep(self, lease_id: LeaseId, opened: Handed) -> None:
         """Take over what is for the holder."""
         if opened:
             self._opened[lease_id] = opened
 
-    def take(self, lease_id: LeaseId) -> list[int]:
+    def take(self, lease_id: LeaseId) -> Handed:
         """What is for the holder, once: the caller's from here on."""
         return self._opened.pop(lease_id, [])
 
     def shut(self, lease_id: LeaseId) -> None:
         """The holder will not have it: whoever asks whether anybody still has the memory must not
         find us."""
-        close_all(self.take(lease_id))
+        close_all([fd for _, fd in self.take(lease_id)])
 
     def shut_all(self) -> None:
         """At the end."""
@@ -46,23 +49,14 @@ class Openings:
             self.shut(lease_id)
 
 
-def open_memory(lease: Lease, fds: Sequence[int], ready: Sequence[int]) -> list[tuple[str, int]]:
-    """(resource id, descriptor) for the holder of a lease whose memfds are `fds`. `ready` (taken
-    over) is what was opened already, all of it or nothing. Raises DeviceError: then nothing is
-    open."""
-    allotments = memory_allotments(lease)
-    if ready:
-        handed_out = [one.resource_id for one in allotments if is_handed_out(one)]
-        return list(zip(handed_out, ready, strict=True))
-    handed = [
-        (allotment.resource_id, fd)
-        for allotment, fd in zip(allotments, fds, strict=True)
-        if is_handed_out(allotment)
-    ]
-    opened: list[tuple[str, int]] = []
+def open_memory(lease: Lease, fds: Sequence[int]) -> Handed:
+    """What the holder of a lease whose memfds are `fds` gets of them, opened anew. Raises
+    DeviceError: then nothing is open."""
+    opened: Handed = []
     try:
-        for resource_id, fd in handed:
-            opened.append((resource_id, exclusion.reopen(fd)))
+        for allotment, fd in zip(memory_allotments(lease), fds, strict=True):
+            if is_handed_out(allotment):
+                opened.append((allotment.resource_id, exclusion.reopen(fd)))
     except OSError as error:
         close_all([fd for _, fd in opened])
         raise DeviceError("handout", error.errno or errno.EIO, str(error)) from error

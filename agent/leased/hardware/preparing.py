@@ -22,7 +22,7 @@ from leased.hardware.calls import CgroupFacts, Created, Leafed, MakeLeaf
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import CALLS_MAX, Crew, close_all, failure, spread
 from leased.hardware.fittings import Fitted, Fittings
-from leased.hardware.handing import Openings
+from leased.hardware.handing import Handed, Openings
 from leased.hardware.pieces import (
     Piece,
     is_handed_out,
@@ -50,7 +50,7 @@ class _Case:
         self.pieces: list[Piece] = []
         self.made: dict[int, tuple[Created, int]] = {}
         self.unanswered: set[int] = set()
-        self.opened: list[int] = []
+        self.opened: Handed = []
         self.leaf = ""
         self.fitted = _NOT_FITTED
         self.error: DeviceError | None = None
@@ -138,7 +138,7 @@ class Preparer:
             if isinstance(answer, Created):
                 case.made[piece.index] = (answer, next(own))
                 if call.handed:
-                    case.opened.append(next(own))
+                    case.opened.append((piece.allotment.resource_id, next(own)))
                 if ledger is not None:
                     ledger.hold(
                         (case.lease.lease_id, piece.index), piece.pages, case.made[piece.index][1]
@@ -176,7 +176,7 @@ class Preparer:
             self._openings.keep(case.lease.lease_id, case.opened)
             return _prepared(case)
         # All or nothing: what was made for a lease that failed goes away with its descriptors.
-        close_all([fd for _, fd in case.made.values()] + case.opened)
+        close_all([fd for _, fd in (*case.made.values(), *case.opened)])
         for piece in case.pieces:
             if piece.pool is not None and piece.index not in case.unanswered:
                 # Nobody else had it, unless it was to be an owner's (`rdma`).

@@ -11,7 +11,8 @@ from __future__ import annotations
 import array
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from leased._native import ffi, lib
 
@@ -22,7 +23,7 @@ _LETTER = struct.Struct("=iIQq")
 """`struct leased_letter`."""
 
 
-class Letter(NamedTuple):
+class Letter(msgspec.Struct, frozen=True, gc=False):
     """What one socket is to be sent; `fds` go with the first byte."""
 
     socket: int
@@ -33,7 +34,7 @@ class Letter(NamedTuple):
 def send_many(letters: Sequence[Letter]) -> list[int]:
     """Send each as far as its socket takes it: how many bytes went, or -errno, in order. The
     descriptors of a letter of which a byte went are closed."""
-    packed = b"".join([_LETTER.pack(to, len(fds), len(wire), 0) for to, wire, fds in letters])
+    packed = b"".join([_LETTER.pack(one.socket, len(one.fds), len(one.wire), 0) for one in letters])
     table = bytearray(packed)
     every_fd = array.array("i", [fd for letter in letters for fd in letter.fds])
     lib.leased_send_many(
