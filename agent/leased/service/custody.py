@@ -61,6 +61,10 @@ class Custodian:
         """What is held (an empty Custody if nothing is)."""
         return self._held.get(lease_id, _NOTHING)
 
+    def find(self, lease_id: LeaseId) -> Custody | None:
+        """What is held, if anything is."""
+        return self._held.get(lease_id)
+
     def set_cgroup(self, lease_id: LeaseId, cgroup: str) -> None:
         """The leaf was made after the grant (the first `Join` of a bare lease)."""
         self._held.setdefault(lease_id, Custody()).cgroup = cgroup

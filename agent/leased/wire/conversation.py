@@ -129,13 +129,13 @@ class Conversation:
         if self.fault is not None:
             return []
         framing = self._framing
-        begun_before = framing.partial
+        begun_before = framing.kept
         messages = framing.receive(data)
         calls: list[Call] = []
         last = len(messages) - 1
         fds_of_last = 0
         if fd_count:
-            if framing.partial and (messages or not begun_before):
+            if framing.kept and (messages or not begun_before):
                 tail_fds = fd_count
             elif messages and (last or not begun_before):
                 fds_of_last, tail_fds = fd_count, 0

@@ -15,26 +15,17 @@ MESSAGE_BYTES_MAX = 1024 * 1024
 
 
 class Framing:
-    """The bytes of one direction of one connection. `overrun` is set for good by a message that is
-    too long.
+    """The bytes of one direction of one connection. `kept` are those of a message that has not
+    ended; `overrun` is set for good by one that is too long.
     """
 
-    __slots__ = ("_bytes_max", "_rest", "overrun")
+    __slots__ = ("_bytes_max", "_rest", "kept", "overrun")
 
     def __init__(self, message_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
         self._bytes_max = message_bytes_max
         self._rest = bytearray()
+        self.kept = 0
         self.overrun = False
-
-    @property
-    def partial(self) -> bool:
-        """Whether a message has begun and not ended."""
-        return len(self._rest) > 0
-
-    @property
-    def kept(self) -> int:
-        """Bytes of a message that has not ended."""
-        return len(self._rest)
 
     def receive(self, data: bytes) -> list[bytes]:
         """Return the messages that `data` completes, without their NULs. None after an overrun."""
@@ -42,17 +33,17 @@ class Framing:
             return []
         messages = data.split(b"\0")
         rest = messages.pop()
-        if messages and self._rest:
+        if messages and self.kept:
             messages[0] = bytes(self._rest) + messages[0]
             self._rest.clear()
-        if rest:
-            self._rest += rest
+        self._rest += rest
+        self.kept = len(self._rest)
         bytes_max = self._bytes_max
         for index, message in enumerate(messages):
             if len(message) > bytes_max:
                 self.give_up()
                 return messages[:index]
-        if len(self._rest) > bytes_max:
+        if self.kept > bytes_max:
             self.give_up()
         return messages
 
@@ -60,3 +51,4 @@ class Framing:
         """No message follows, and nothing is kept of what has begun."""
         self.overrun = True
         self._rest = bytearray()
+        self.kept = 0

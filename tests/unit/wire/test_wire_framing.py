@@ -7,9 +7,9 @@ from leased.wire.framing import Framing
 def test_messages_are_cut_at_nuls_and_the_rest_is_kept() -> None:
     framing = Framing()
     assert framing.receive(b"one\0two\0thr") == [b"one", b"two"]
-    assert framing.partial
+    assert framing.kept
     assert framing.receive(b"ee\0") == [b"three"]
-    assert not framing.partial
+    assert not framing.kept
 
 
 def test_an_empty_message_is_a_message() -> None:

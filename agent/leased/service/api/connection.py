@@ -290,9 +290,18 @@ class Connection:
         if not data:
             self._end(gone=gone)
             return []
-        calls = self.conversation.receive(data, fd_count)
-        if self.conversation.unfinished != self._unfinished:
-            self._allot(self.conversation.unfinished)
+        conversation = self.conversation
+        calls = conversation.receive(data, fd_count)
+        unfinished = conversation.unfinished
+        if unfinished != self._unfinished:
+            self._allot(unfinished)
+        taken = self._share_out(calls) if self.takes_fds else [(call, []) for call in calls]
+        if conversation.fault is not None or not calls:
+            self.flush()
+        return taken
+
+    def _share_out(self, calls: Sequence[Call]) -> Calls:
+        """Each call with the descriptors that came for it; those of none are dropped."""
         taken: Calls = []
         for call in calls:
             if call.fd_skip:
@@ -302,9 +311,6 @@ class Connection:
         if self.conversation.fault is not None:
             # No call follows that they could be for, and earlier ones may take long.
             self._drop_received(len(self._received_fds))
-            self.flush()
-        elif not calls:
-            self.flush()
         return taken
 
     def _end(self, *, gone: bool) -> None:

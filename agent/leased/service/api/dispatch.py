@@ -116,7 +116,7 @@ class Dispatcher:
             if asked is parameters.Renew:
                 self._begin_command(connection, call)
                 return
-            if asked in _BOUND:
+            if asked in _BOUND and not connection.enrolled:
                 connection.prove(fds[0] if fds else None)
             task = self._tasks.get(asked)
             if task is not None:
@@ -188,14 +188,16 @@ class Dispatcher:
         )
 
     def _command(self, connection: Connection, call: Call) -> Command:
-        renews = type(call.parameters) is parameters.Renew  # has no need of who is alive
-        command = to_command(
-            call,
-            connection.caller,
-            self._entropy,
-            pid=0 if renews else connection.proven_pid,
-            ttl_ns_default=self._ttl_ns_default(),
-        )
+        if type(call.parameters) is parameters.Renew:  # of a lease that is bound, and has a length
+            command = to_command(call, connection.caller, self._entropy)
+        else:
+            command = to_command(
+                call,
+                connection.caller,
+                self._entropy,
+                pid=connection.proven_pid,
+                ttl_ns_default=self._ttl_ns_default(),
+            )
         assert command is not None, f"{call.method.name} is served by nobody"
         return command
 

@@ -54,9 +54,8 @@ class Handover:
     def known(self, lease: Lease) -> tuple[Access, ...] | None:
         """What the holder must know, if nobody needs to be asked for it; nothing before the lease
         is prepared."""
-        if self._has_ended(lease) or lease.lease_id not in self._custodian:
-            return ()
-        return self._custodian.of(lease.lease_id).access
+        held = self._custodian.find(lease.lease_id)
+        return () if held is None or self._has_ended(lease) else held.access
 
     async def access(self, lease: Lease) -> tuple[Access, ...]:
         """What the holder must know. Raises DeviceError."""
