@@ -410,7 +410,7 @@ int leased_send_many(
 
 #define LEASED_RECEIVED_FDS (-65536) /* no -errno: descriptors were seen, and nothing is read */
 
-int leased_receive_many(
+size_t leased_receive_many(
 	const int *sockets, size_t count, uint8_t *into, size_t room, size_t each, int64_t *got);
 
 /* ---- self test (verbs/selftest.c) ---- */

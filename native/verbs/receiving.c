@@ -32,19 +32,20 @@ static int64_t receive_bytes(int socket, uint8_t *into, size_t bytes)
 }
 
 /*
- * Read each of `count` sockets once, `each` bytes at most. What they had lies one behind the other
- * in `into`, which has room for `room`; every `got` becomes the bytes that one had, 0 at its end,
- * -errno, or LEASED_RECEIVED_FDS. -EAGAIN also says that there was no room for `each` more.
+ * Read the first of `count` sockets once each, `each` bytes at most, as long as `into` has room for
+ * that much; how many they are. What they had lies there one behind the other, and every `got`
+ * becomes the bytes that one had, 0 at its end, -errno, or LEASED_RECEIVED_FDS.
  */
-int leased_receive_many(
+size_t leased_receive_many(
 	const int *sockets, size_t count, uint8_t *into, size_t room, size_t each, int64_t *got)
 {
-	for (size_t i = 0; i < count; i++) {
-		got[i] = room < each ? -EAGAIN : receive_bytes(sockets[i], into, each);
-		if (got[i] > 0) {
-			into += got[i];
-			room -= (size_t)got[i];
+	size_t at = 0;
+	for (; at < count && room >= each; at++) {
+		got[at] = receive_bytes(sockets[at], into, each);
+		if (got[at] > 0) {
+			into += got[at];
+			room -= (size_t)got[at];
 		}
 	}
-	return 0;
+	return at;
 }

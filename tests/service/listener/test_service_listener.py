@@ -17,6 +17,8 @@ import trio
 import trio.testing
 
 from leased.hardware.clock import BootClock
+from leased.service.api.listener import TOGETHER
+from leased.service.api.receiving import READ_BYTES
 from leased.service.config import Sockets
 from leased.terms.command import Caller
 from leased.terms.identity import TenantId
@@ -27,6 +29,28 @@ from tests.doubles.serving import descriptors
 
 ROOT = Caller(0, 0, 4242, TenantId("root"))
 ACQUIRE = {"resources": memory(), "bind": "deadline"}
+
+
+# ---- many at once --------------------------------------------------------------------------------
+
+
+async def test_all_who_ask_in_one_turn_are_answered_whatever_the_others_send(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Many more than are read by one call, the first of whom send more than fits into it."""
+    heavy = b'{"method":"' + b"x" * (READ_BYTES - 11)  # a message that has only begun
+    async with open_house(tmp_path, limits=Sockets(connections_per_uid_max=400)) as house:
+        callers: list[Visitor] = []
+        for _ in range(2 * TOGETHER + 3):
+            callers.append(house.visit(uid=2000))
+            await callers[-1].call("Lease.List")
+        for at, caller in enumerate(callers):
+            wire = heavy if at % TOGETHER < 6 else message("Lease.List")
+            assert os.write(caller.sock.fileno(), wire) == len(wire)  # nobody has a turn meanwhile
+        callers[TOGETHER + 8].close()
+        for at, caller in enumerate(callers):
+            if at % TOGETHER >= 6 and at != TOGETHER + 8:
+                assert "leases" in (await caller.answer())["parameters"]
 
 
 # ---- limits --------------------------------------------------------------------------------------

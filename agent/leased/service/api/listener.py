@@ -44,6 +44,9 @@ LINGER_NS_MAX = 2_000_000
 
 SWEEP_NS = 1 * NS_PER_S
 
+TOGETHER = 64
+"""Connections that are read by one call: what they sent is in memory until it is their turn."""
+
 GONE = select.EPOLLHUP | select.EPOLLERR
 """Of a peer that closed its end, or died; one that shut down its sending half is still there."""
 
@@ -146,8 +149,7 @@ class Listener:
 
     def _serve_all(self, ready: Sequence[tuple[int, int]]) -> None:
         """Serve each once. Whoever sends bytes alone is read by one call."""
-        several: list[Connection] = []
-        masks: list[int] = []
+        several: list[tuple[Connection, bool]] = []
         for fd, mask in ready:
             connection = self._connections.get(fd)
             if connection is None:
@@ -158,17 +160,21 @@ class Listener:
                 connection.flush_unsent()
             if connection.closed or not mask & ~select.EPOLLOUT:
                 continue
+            gone = bool(mask & GONE)
             if connection.takes_fds:
-                self._begin(connection, connection.read(gone=bool(mask & GONE)))
+                self._begin(connection, connection.read(gone=gone))
             else:
-                several.append(connection)
-                masks.append(mask)
-        if not several:
-            return
-        received = receive_many([connection.sock.fileno() for connection in several])
-        for connection, mask, one in zip(several, masks, received, strict=True):
+                several.append((connection, gone))
+        for begin in range(0, len(several), TOGETHER):
+            self._read_together(several[begin : begin + TOGETHER])
+
+    def _read_together(self, several: Sequence[tuple[Connection, bool]]) -> None:
+        # A descriptor that was closed since may be another file's by now.
+        there = [one for one in several if not one[0].closed]
+        received = receive_many([connection.sock.fileno() for connection, _ in there])
+        for (connection, gone), one in zip(there, received, strict=True):
             if not connection.closed:
-                self._begin(connection, connection.receive(one, gone=bool(mask & GONE)))
+                self._begin(connection, connection.receive(one, gone=gone))
 
     def _begin(self, connection: Connection, calls: Calls) -> None:
         for call, fds in calls:

@@ -27,10 +27,18 @@ _INTO = ffi.from_buffer("uint8_t *", _ROOM)
 
 
 def receive_many(sockets: Sequence[int]) -> list[bytes | int]:
-    """What each has, in order: bytes (none at its end), or -errno, or SAW_FDS. -EAGAIN: nothing
-    yet, or it is another time's."""
+    """What each has, in order: bytes (none at its end), or -errno, or SAW_FDS. Whatever the others
+    have, each is read."""
+    received: list[bytes | int] = []
+    while len(received) < len(sockets):
+        received += _receive_some(sockets[len(received) :] if received else sockets)
+    return received
+
+
+def _receive_some(sockets: Sequence[int]) -> list[bytes | int]:
+    """The same for as many of them, from the first on, as there is room for."""
     got = array.array("q", bytes(8 * len(sockets)))
-    lib.leased_receive_many(
+    count = lib.leased_receive_many(
         ffi.from_buffer("int *", array.array("i", sockets)),
         len(sockets),
         _INTO,
@@ -40,7 +48,7 @@ def receive_many(sockets: Sequence[int]) -> list[bytes | int]:
     )
     at = 0
     received: list[bytes | int] = []
-    for length in got:
+    for length in got[:count]:
         if length < 0:
             received.append(length)
         else:
