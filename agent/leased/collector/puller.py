@@ -83,7 +83,7 @@ class Puller:
 
     def _wait_for_room(self, error: OSError | StateError) -> None:
         """What found no room was not stored, and so not cosigned, and is asked for again. Raises
-        whatever is not that; what failed in the own log is for a restart to say."""
+        whatever is not that; what failed in the own log, half written, is for a restart to say."""
         if disk_error(error) not in NO_ROOM or self._fleet.witness.failed:
             raise error
         self._failures += 1
