@@ -5,7 +5,6 @@ a time that is not to come."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -166,43 +165,3 @@ def test_whose_clock_is_off_is_what_most_say() -> None:
         skews.note(f"n{number}", 0)
     assert [one.split(":")[0] for one in told] == ["n0", "n1", "clock"]
     assert all("agree" in one for one in told)
-
-
-def test_what_most_say_is_doubt_enough_to_wait_and_silence_is_none() -> None:
-    skews = Skews(lambda name, text: None)
-    assert skews.doubt(0) == "", "nobody is there to be asked"
-    skews.note("n0", -40 * DAY_NS)
-    assert skews.doubt(0) == "this host's clock is 3456000 s ahead of those of most nodes"
-    assert skews.doubt(-40 * DAY_NS) == "", "it was set right, and the node is silent since"
-    skews.note("n1", SECOND)
-    assert skews.doubt(0) == "", "one of two"
-    skews.note("n2", -40 * DAY_NS)
-    assert "ahead" in skews.doubt(0)
-    for number in range(3):
-        skews.note(f"n{number}", 40 * DAY_NS)
-    assert skews.doubt(0) == "", "who is behind keeps for longer"
-
-
-@pytest.mark.parametrize("ahead_ns", [0, 40 * DAY_NS])
-async def test_a_clock_that_is_ahead_is_known_before_anything_is_removed_by_it(
-    tmp_path: Path, pki: FleetPki, ahead_ns: int
-) -> None:
-    """The rule of retention is carried out at each start; a month would go before its time."""
-    west, own, doubts = Collector(tmp_path, pki), SetClock(), []
-    own.by_ns = ahead_ns
-    servers = [NodeServer(PulledNode(number)) for number in (1, 2, 3)]
-
-    def upkeep(archive: object, do: object, doubt: Callable[[], str]) -> str:
-        doubts.append(doubt())
-        return ""
-
-    async with serving(pki, *servers), trio.open_nursery() as nursery:
-        for number, server in enumerate(servers):
-            server.node.start()
-            west.enrol(server, f"node-{number}")
-        nursery.start_soon(partial(west.pull, once=False, now=own, upkeep=upkeep))
-        with trio.fail_after(25):
-            while not doubts:
-                await trio.sleep(0)
-        nursery.cancel_scope.cancel()
-    assert ["ahead of those of most nodes" in doubt for doubt in doubts] == [ahead_ns > 0]

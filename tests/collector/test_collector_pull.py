@@ -190,7 +190,7 @@ async def test_a_rule_that_cannot_be_carried_out_ends_nobodys_pulling(
 ) -> None:
     """It is carried out at each start, too: the collector would end at each."""
 
-    def upkeep(archive: Archive, do: object, doubt: object) -> str:
+    def upkeep(archive: Archive, do: object) -> str:
         raise error
 
     server = NodeServer(node())

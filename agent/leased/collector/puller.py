@@ -243,8 +243,7 @@ class Puller:
         self.verdict, self.unreachable, self._failures, self._slow_s = verdict, "", 0, 0
         self.kept_from = ""
         if taken.fresh:
-            ahead_ns = taken.trailer.wall_ns - now_ns
-            fleet.skews.note(self.name, ahead_ns, fleet.clock.set_ns())
+            fleet.skews.note(self.name, taken.trailer.wall_ns - now_ns)
 
     def _move_with_clock(self) -> bool:
         """Where our own clock was set, what is remembered by it was as long ago as before; whether

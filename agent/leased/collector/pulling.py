@@ -30,7 +30,7 @@ from leased.collector.case import Case
 from leased.collector.config import PullConfig
 from leased.collector.enrolment import enrol, read_file
 from leased.collector.heads import Heads, SharedHeads, open_heads
-from leased.collector.own_clock import MOST_OF, OwnClock
+from leased.collector.own_clock import OwnClock
 from leased.collector.own_door import HostClock, OwnDoor, read_listening
 from leased.collector.puller import Puller
 from leased.collector.reconcile import Verdict
@@ -49,17 +49,13 @@ from leased.terms.identity import BootId
 from leased.terms.moment import NS_PER_S, Moment
 
 Tell = Callable[[str, str], None]
-Upkeep = Callable[[Archive, Callable[[Callable[[], Any]], Any], Callable[[], str]], str]
-"""What is to be done every hour with an archive, how to have the thread that has it do a short
-piece of work, and why the clock is not to be relied on; returns what to tell, or "". Raises
-LeasedError."""
+Upkeep = Callable[[Archive, Callable[[Callable[[], Any]], Any]], str]
+"""What is to be done every hour with an archive, and how to have the thread that has it do a short
+piece of work; returns what to tell, or "". Raises LeasedError."""
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 UPKEEP_S: Final = 3600
 _START: Final = ""
 """Who lacks room before there is anybody who pulls."""
-LOOK_S: Final = 0.1
-HEARD_S: Final = 10
-"""So long the first upkeep waits for nodes to say what time it is. A fleet may be silent."""
 
 
 class Reached(msgspec.Struct, frozen=True):
@@ -257,17 +253,11 @@ async def _keep_up(fleet: Fleet, archive: Archive, sharing: Sharing, upkeep: Upk
     def do(work: Callable[[], Any]) -> Any:
         return trio.from_thread.run(fleet.storer.call, work)
 
-    def doubt() -> str:
-        return fleet.skews.doubt(fleet.clock.set_ns())
-
     tell = fleet.tell
-    with trio.move_on_after(HEARD_S):
-        while fleet.skews.heard < min(fleet.nodes, MOST_OF):
-            await trio.sleep(LOOK_S)
     while True:
         parts = sharing.parts
         try:
-            told = await trio.to_thread.run_sync(lambda: upkeep(archive, do, doubt))
+            told = await trio.to_thread.run_sync(lambda: upkeep(archive, do))
             if told:
                 tell("archive", told)
         except (LeasedError, OSError, sqlite3.Error) as error:

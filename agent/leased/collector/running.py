@@ -88,7 +88,6 @@ class Fleet:
         self.heads = heads
         self.collectors = {witness.log.log_id}
         """The own logs of collectors: this one's, and those that are followed."""
-        self.nodes = nodes
         self.standing = nodes <= config.connections_max
         self.places = trio.CapacityLimiter(config.connections_max)
         self.rooms = trio.CapacityLimiter(config.pages_max)
