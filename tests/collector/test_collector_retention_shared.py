@@ -29,14 +29,12 @@ from tests.collector.test_collector_retention import (
     MONTHS,
     NOW_NS,
     RULE,
-    # noqa: F401
-    issue,
-    # noqa: F401
-    told,
-    fleet,
+    fleet,  # noqa: F401
     gone,
+    issue,
     raw_bytes,
-    state,
+    state,  # noqa: F401
+    told,
 )
 from tests.doubles.postgres_server import PostgresServer
 
