@@ -22,7 +22,7 @@ from leased.chain.certificate import Role
 from leased.collector.archive.archive import CursorMoved, LogEntry, Page
 from leased.collector.archive.manifest import ManifestGone
 from leased.collector.asking import SlowDown, acknowledge, ask_page
-from leased.collector.gossip import PeerHead, heads_in, hushed, judge_heads
+from leased.collector.gossip import PeerHead, answered, heads_in, hushed, judge_heads
 from leased.collector.ingest import State, Taken, decode_state, encode_state, noted, take_page
 from leased.collector.own_clock import SET_NS
 from leased.collector.reconcile import (
@@ -359,7 +359,7 @@ class Puller:
 
     async def _look_for_resolution(self) -> None:
         """Whether an operator has resolved the verdict meanwhile."""
-        fleet = self._fleet
+        fleet, was, log_id = self._fleet, self.verdict, self.log_id
         operators = fleet.config.operators
         applied = await fleet.storer.call(
             lambda: fleet.case.apply_resolutions(fleet.witness, self.entry, operators)
@@ -367,6 +367,15 @@ class Puller:
         for told in applied:
             fleet.tell(self.name, told)
         await self._reload()
+        if self.verdict.sticky:
+            return
+        heads, size = fleet.heads, self.entry.head.size
+
+        def let_go() -> None:
+            known = heads.of(log_id)
+            heads.settle(log_id, answered(known, was, size, lambda at: heads.root_at(log_id, at)))
+
+        await fleet.storer.call(let_go)
 
     async def _reload(self) -> None:
         entry = await self._fleet.storer.read(self.log_id)
