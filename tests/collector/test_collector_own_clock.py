@@ -5,18 +5,24 @@ a time that is not to come."""
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 
+from leased.chain.certificate import Role
 from leased.chain.epochs import EPOCHS_AHEAD_MAX
 from leased.collector import ingest as i
-from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.archive import Archive, ArchiveReader
+from leased.collector.archive.storing import Storer
 from leased.collector.own_clock import Skews
+from leased.collector.own_door import HostClock, OwnDoor, read_listening
 from leased.collector.pulling import clock
+from leased.collector.witness import open_witness, os_entropy
 from leased.terms.errors import ChainError
 from leased.terms.moment import Moment
 from tests.collector.test_collector_ingest import live
@@ -165,3 +171,30 @@ def test_whose_clock_is_off_is_what_most_say() -> None:
         skews.note(f"n{number}", 0)
     assert [one.split(":")[0] for one in told] == ["n0", "n1", "clock"]
     assert all("agree" in one for one in told)
+
+
+async def test_a_renewal_that_the_clock_refused_is_taken_when_that_is_right(
+    tmp_path: Path, pki: FleetPki
+) -> None:
+    """It was looked at once; the one of before ended, and no collector could connect."""
+    west, own = Collector(tmp_path, pki), SetClock()
+    files = (west.config.certificate, west.config.key, west.config.ca)
+    listening = read_listening({"address": "127.0.0.1", "port": 0}, files)
+    with (
+        closing(Archive(west.state)) as archive,
+        closing(open_witness(west.state, "west", now=own, entropy=os_entropy)) as witness,
+    ):
+        door = OwnDoor(witness, Storer(archive, print), listening, HostClock(own), "west")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(door.run)
+            await trio.testing.wait_all_tasks_blocked()
+            assert door.look_again() == ""
+            own.by_ns = -60 * DAY_NS
+            pki.issue(Role.COLLECTOR, "west")
+            told = door.look_again()
+            assert "is not valid before" in told and told.endswith("those of before stay in force")
+            assert door.look_again() == "", "once"
+            own.by_ns = 0
+            assert door.look_again() == "certificate, key and CA were read anew"
+            assert door.look_again() == ""
+            nursery.cancel_scope.cancel()
