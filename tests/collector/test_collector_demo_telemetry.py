@@ -128,7 +128,7 @@ async def test_it_goes_on_where_it_was_left(made: Path, tmp_path: Path) -> None:
     later_ns, state = NOW_NS + 2 * HOUR_NS, shutil.copytree(made, tmp_path / "state")
     fleet, samples = read(state), Store(state)
     looks = LATELY_NS // EVERY_NS * len({one.node for one in living(fleet)})
-    receiver = Receiver(samples, wall_ns=lambda: later_ns)
+    receiver = Receiver(samples, wall_ns=lambda: later_ns, newest_ns=lambda: later_ns)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(receiver.run)
         nursery.start_soon(follow, state, lambda: fleet, receiver, lambda: later_ns)

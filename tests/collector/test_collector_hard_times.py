@@ -22,7 +22,11 @@ from leased.chain.tree import Frontier
 from leased.collector import asking
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.heads import Heads
+from leased.collector.pulling import clock
 from leased.collector.transport import Answer
+from leased.collector.witness import Witness, load_cosigner, os_entropy
+from leased.durable.files import DirectoryDisk
+from leased.durable.reader import read_log
 from leased.terms import event as e
 from leased.terms.errors import EX_IOERR, LeasedError, StateError, disk_error
 from leased.terms.event import Event
@@ -32,7 +36,7 @@ from tests.collector.test_collector_ingest import node
 from tests.collector.test_collector_pull import SECOND, Collector
 from tests.doubles.collector_server import REPOSITORY
 from tests.doubles.fleet_pki import FleetPki
-from tests.doubles.logs import started
+from tests.doubles.logs import open_in, started
 from tests.doubles.node_server import NodeServer, Reply, serving
 from tests.doubles.nodes import EPOCH_NS, PulledNode
 from tests.doubles.small_disk import fill, mounted_small
@@ -277,6 +281,43 @@ def test_what_others_cosigned_waits_for_room_as_well(pki: FleetPki, small_disk: 
     heads.remember("ab" * 32, Frontier(1, (bytes(32),)))
     heads.close()
     archive.close()
+
+
+class Brimful(DirectoryDisk):
+    """A disk that has no block left, for a while."""
+
+    full = False
+
+    def reserve(self, handle: int, length: int) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().reserve(handle, length)
+
+
+def test_an_own_log_without_room_for_its_next_segment_goes_on_later(
+    west: Collector, tmp_path: Path
+) -> None:
+    """The segment was ended first and its successor looked for then: only a restart helped, every
+    two seconds."""
+    directory = tmp_path / "own"
+    directory.mkdir(mode=0o700)
+    disk = Brimful(directory)
+    log = open_in(directory, disk=disk, segment_bytes=65_536, epoch_ns=0)
+    cosigner = load_cosigner(west.state, "west", os_entropy)
+    with contextlib.closing(Witness(cosigner, log, clock(), os_entropy)) as witness:
+        witness.start()
+        disk.full = True
+        with pytest.raises(StateError, match="the next record needs another segment") as raised:
+            for _ in range(200):
+                witness.tell_resolution(bytes(16), "FORK", "x" * 1000)
+        assert (disk_error(raised.value), witness.failed) == (errno.ENOSPC, False)
+        size = witness.tree.size
+        disk.full = False
+        witness.tell_resolution(bytes(16), "FORK", "room")
+        assert witness.tree.size > size
+    with contextlib.closing(read_log(directory)) as read:
+        told = [one.note for _, one, _ in read.events() if isinstance(one, e.VerdictResolved)]
+    assert told[-1] == "room" and len(list(directory.glob("seg-*"))) > 1
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -233,6 +234,30 @@ def test_a_server_that_was_restarted_is_reached_again(server: PostgresServer) ->
     manifest.move(ENTRY.log_id, GENESIS, ONE)
     assert manifest.logs()[0].head == ONE
     manifest.close()
+
+
+def test_a_database_whose_disk_is_full_is_waited_for(server: PostgresServer) -> None:
+    """As PostgreSQL says it (53100) where a table has to grow: nothing was stored, and it goes on
+    when there is room."""
+    empty(server)
+    with closing(PostgresManifest(server.database)) as manifest:
+        manifest.add_log(ENTRY)
+        manifest.take("west", EVERY, 600.0)
+        manifest.connection.execute(_NO_ROOM)
+        with pytest.raises(ManifestGone, match="No space left on device") as raised:
+            manifest.move(ENTRY.log_id, GENESIS, ONE)
+        assert raised.value.exit_status == EX_UNAVAILABLE and manifest.logs()[0].head == GENESIS
+        manifest.connection.execute("DROP FUNCTION no_room CASCADE")
+        manifest.move(ENTRY.log_id, GENESIS, ONE)
+        assert manifest.logs()[0].head == ONE
+
+
+_NO_ROOM = """
+CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE 'could not extend file "base/5/16455": No space left on device' USING ERRCODE = '53100';
+END $$;
+CREATE TRIGGER no_room BEFORE UPDATE ON logs FOR EACH ROW EXECUTE FUNCTION no_room();
+"""
 
 
 def test_a_server_that_is_away_at_the_start_is_tried_again_by_systemd(tmp_path: Path) -> None:

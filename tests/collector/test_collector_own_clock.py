@@ -5,19 +5,24 @@ a time that is not to come."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 
+from leased.chain.certificate import Role
 from leased.chain.epochs import EPOCHS_AHEAD_MAX
 from leased.collector import ingest as i
-from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.archive import Archive, ArchiveReader
+from leased.collector.archive.storing import Storer
 from leased.collector.own_clock import Skews
+from leased.collector.own_door import HostClock, OwnDoor, read_listening
 from leased.collector.pulling import clock
+from leased.collector.witness import open_witness, os_entropy
 from leased.terms.errors import ChainError
 from leased.terms.moment import Moment
 from tests.collector.test_collector_ingest import live
@@ -168,41 +173,28 @@ def test_whose_clock_is_off_is_what_most_say() -> None:
     assert all("agree" in one for one in told)
 
 
-def test_what_most_say_is_doubt_enough_to_wait_and_silence_is_none() -> None:
-    skews = Skews(lambda name, text: None)
-    assert skews.doubt(0) == "", "nobody is there to be asked"
-    skews.note("n0", -40 * DAY_NS)
-    assert skews.doubt(0) == "this host's clock is 3456000 s ahead of those of most nodes"
-    assert skews.doubt(-40 * DAY_NS) == "", "it was set right, and the node is silent since"
-    skews.note("n1", SECOND)
-    assert skews.doubt(0) == "", "one of two"
-    skews.note("n2", -40 * DAY_NS)
-    assert "ahead" in skews.doubt(0)
-    for number in range(3):
-        skews.note(f"n{number}", 40 * DAY_NS)
-    assert skews.doubt(0) == "", "who is behind keeps for longer"
-
-
-@pytest.mark.parametrize("ahead_ns", [0, 40 * DAY_NS])
-async def test_a_clock_that_is_ahead_is_known_before_anything_is_removed_by_it(
-    tmp_path: Path, pki: FleetPki, ahead_ns: int
+async def test_a_renewal_that_the_clock_refused_is_taken_when_that_is_right(
+    tmp_path: Path, pki: FleetPki
 ) -> None:
-    """The rule of retention is carried out at each start; a month would go before its time."""
-    west, own, doubts = Collector(tmp_path, pki), SetClock(), []
-    own.by_ns = ahead_ns
-    servers = [NodeServer(PulledNode(number)) for number in (1, 2, 3)]
-
-    def upkeep(archive: object, do: object, doubt: Callable[[], str]) -> str:
-        doubts.append(doubt())
-        return ""
-
-    async with serving(pki, *servers), trio.open_nursery() as nursery:
-        for number, server in enumerate(servers):
-            server.node.start()
-            west.enrol(server, f"node-{number}")
-        nursery.start_soon(partial(west.pull, once=False, now=own, upkeep=upkeep))
-        with trio.fail_after(25):
-            while not doubts:
-                await trio.sleep(0)
-        nursery.cancel_scope.cancel()
-    assert ["ahead of those of most nodes" in doubt for doubt in doubts] == [ahead_ns > 0]
+    """It was looked at once; the one of before ended, and no collector could connect."""
+    west, own = Collector(tmp_path, pki), SetClock()
+    files = (west.config.certificate, west.config.key, west.config.ca)
+    listening = read_listening({"address": "127.0.0.1", "port": 0}, files)
+    with (
+        closing(Archive(west.state)) as archive,
+        closing(open_witness(west.state, "west", now=own, entropy=os_entropy)) as witness,
+    ):
+        door = OwnDoor(witness, Storer(archive, print), listening, HostClock(own), "west")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(door.run)
+            await trio.testing.wait_all_tasks_blocked()
+            assert door.look_again() == ""
+            own.by_ns = -60 * DAY_NS
+            pki.issue(Role.COLLECTOR, "west")
+            told = door.look_again()
+            assert "is not valid before" in told and told.endswith("those of before stay in force")
+            assert door.look_again() == "", "once"
+            own.by_ns = 0
+            assert door.look_again() == "certificate, key and CA were read anew"
+            assert door.look_again() == ""
+            nursery.cancel_scope.cancel()

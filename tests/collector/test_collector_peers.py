@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ import pytest
 import trio
 
 from leased.chain.evidence import collector_key, weigh
-from leased.chain.note import parse_key
+from leased.chain.note import NoteKey, parse_key, write_note
+from leased.collector.archive.archive import Archive
 from leased.collector.archive.manifest import Manifest
-from leased.collector.case import encode_bundle
+from leased.collector.case import encode_bundle, resolution_text
 from leased.collector.enrolment import enrol, read_enrolment
+from leased.collector.gossip import PeerHead
+from leased.collector.heads import Heads
 from leased.collector.pulling import clock, pull
 from leased.collector.witness import open_witness, os_entropy
 from leased.ctl.proofs import enrolment_document
 from leased.durable.reader import read_log
 from leased.terms.event import HeadCosigned, HeadCountersigned, VerdictReached
 from tests.collector.test_collector_ingest import live, node
-from tests.collector.test_collector_pull import Collector
+from tests.collector.test_collector_pull import OPERATOR, Collector
 from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.node_server import NodeServer, serving
 
@@ -142,3 +146,33 @@ async def test_a_node_that_shows_each_another_history_is_found(
     weighed = weigh(bundle, encode_bundle(bundle), parse_key(bundle.vkey), keys)
     assert set(weighed.collectors) == {one.key.name for one in pair}
     assert any(text.startswith(f"{other.key.name} cosigned a tree") for text in weighed.proven)
+    assert len(set(weighed.proven)) == len(weighed.proven), "one note, told twice, proves no fork"
+
+
+@pytest.mark.parametrize("size", [3, 1 << 60])
+async def test_what_an_operator_has_resolved_is_not_found_in_the_same_head_again(
+    tmp_path: Path, pki: FleetPki, size: int
+) -> None:
+    """Another collector may lie, too: its word would have kept the log from being followed."""
+    west, server = Collector(tmp_path, pki), NodeServer(node())
+    verdict = "FORK" if size == 3 else "ROLLBACK"
+
+    def hear(sequence: int) -> None:
+        log_id, origin = server.node.log_id, server.node.origin
+        lie = PeerHead("east", sequence, log_id, origin, size, bytes(32), 7, bytes(64))
+        with closing(Archive(west.state)) as archive, closing(Heads(archive)) as heads:
+            heads.add([lie])
+
+    async with serving(pki, server):
+        west.enrol(server)
+        for sequence in (1, 2):
+            hear(sequence)
+            assert (await west.pull())["alpha"].verdict == verdict
+            with closing(Manifest(west.state)) as manifest:
+                [entry] = manifest.logs()
+                text = resolution_text(entry, "east lied")
+                key = NoteKey("mia", OPERATOR.public_key)
+                note = write_note(text, [(key, OPERATOR.sign(text.encode()))])
+                manifest.add_resolution(entry.log_id, note)
+            await west.pull()
+            assert (await west.pull())["alpha"].verdict == "OK"

@@ -10,6 +10,7 @@ import re
 import sqlite3
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -190,7 +191,7 @@ async def test_a_rule_that_cannot_be_carried_out_ends_nobodys_pulling(
 ) -> None:
     """It is carried out at each start, too: the collector would end at each."""
 
-    def upkeep(archive: Archive, do: object, doubt: object) -> str:
+    def upkeep(archive: Archive, do: object) -> str:
         raise error
 
     server = NodeServer(node())
@@ -488,16 +489,47 @@ async def test_who_was_heard_while_our_clock_was_ahead_is_silent_from_now_on(
     manifest.close()
 
 
-async def test_a_certificate_that_is_over_is_told(west: Collector, pki: FleetPki) -> None:
+@pytest.mark.parametrize("door", [False, True])
+@pytest.mark.parametrize("off", ["over", "not valid yet"])
+async def test_a_certificate_whose_time_it_is_not_is_told(
+    west: Collector, pki: FleetPki, off: str, door: bool
+) -> None:
+    """By a clock that may be off itself: it ends nobody, or nobody would pull once it is right."""
+    server, told = NodeServer(node()), trio.Event()
+    pki.now += timedelta(days=-31 if off == "over" else 31)
+    path = pki.issue(Role.COLLECTOR, "west", file="off")
+    files = {"certificate": str(path), "key": str(path.with_suffix(".key"))}
+    own_log = {"address": "127.0.0.1", "port": 0, "quorum": 0, "collectors": []} if door else {}
+    west.config = msgspec.structs.replace(west.config, own_log=own_log, **files)
+
+    def tell(name: str, text: str) -> None:
+        west.tell(name, text)
+        if "not reached" in text:
+            told.set()
+
+    async with serving(pki, server), trio.open_nursery() as nursery:
+        west.enrol(server)
+        nursery.start_soon(lambda: west.pull(once=False, tell=tell))
+        with trio.fail_after(20):
+            await told.wait()
+        nursery.cancel_scope.cancel()
+    [said] = [text for text in west.told if f"{path} is {off}" in text]
+    assert "by this host's clock (20" in said
+    assert ("`leasectl pki renew" in said) == (off == "over")
+
+
+@pytest.mark.parametrize(("days", "why"), [(-31, "has expired"), (31, "is not yet valid")])
+async def test_a_nodes_certificate_is_judged_by_our_clock_and_that_is_said(
+    west: Collector, pki: FleetPki, days: int, why: str
+) -> None:
+    """No verdict: nothing is said about its log."""
     server = NodeServer(node())
-    over = pki.expired(Role.COLLECTOR, "west")
-    files = {"certificate": str(over), "key": str(over.with_suffix(".key"))}
-    west.config = msgspec.structs.replace(west.config, **files)
+    pki.now += timedelta(days=days)
     async with serving(pki, server):
         west.enrol(server)
-        assert (await west.pull())["alpha"].unreachable
-    [told] = [text for text in west.told if "is over" in text]
-    assert f"`leasectl pki renew {over}`" in told
+        found = (await west.pull())["alpha"]
+    assert found.unreachable.endswith(f"TLS: certificate {why}, by this host's clock")
+    assert found.verdict == "BEHIND"
 
 
 async def test_a_node_that_moves_and_one_that_is_forgotten_beside_a_running_pull(

@@ -34,6 +34,7 @@ from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.retention import carry_out, plan, upkeep
 from leased.collector.retention_rule import Rule
+from leased.collector.retention_waits import known_ns
 from leased.collector.verbs.store import compare
 from leased.ctl.console import Console
 from leased.economics.amounts import units
@@ -88,15 +89,50 @@ def remove(
         archive.close()
 
 
-def test_nothing_goes_by_a_clock_that_the_nodes_speak_against(state: Path, tmp_path: Path) -> None:
-    config = tmp_path / "collector.toml"
+@pytest.mark.parametrize("by", ["pull", "verb"])
+def test_a_clock_that_is_ahead_of_most_records_counts_no_months(
+    state: Path, tmp_path: Path, by: str
+) -> None:
+    """A month ahead, or so far that the certificates are over and no node can be asked."""
+    issue(state, MONTHS[3])
+    config, ahead_ns = tmp_path / "collector.toml", parse_instant("2026-02-10T00:00:00Z")
     config.write_text("[retention]\nraw_months = 1\n")
+    if by == "pull":
+        with closing(Archive(state)) as archive:
+            assert "before 2025-12-01" in upkeep(archive, config, ahead_ns, CHANGE)
+    else:
+        words = ["--state", str(state), "retention", "--apply", "--config", str(config)]
+        assert main(words, Console(io.StringIO(), wall_ns=lambda: ahead_ns)) == 0
+    assert Kept(state).floor().floor_ns == FLOOR_NS
+
+
+def test_what_time_it_is_is_what_most_of_those_say_that_were_heard(state: Path) -> None:
+    spans = Store(state).rollups.listing().nodes
+    last_ns, year_ns = max(one.watermark_ns for one in spans), 365 * 86_400 * 10**9
     with closing(Archive(state)) as archive:
-        had = archive.manifest.segments()
-        with pytest.raises(StateError, match="ahead"):
-            upkeep(archive, config, NOW_NS, CHANGE, doubt=lambda: "a month ahead")
-        assert archive.manifest.segments() == had
-        assert "logs went" in upkeep(archive, config, NOW_NS, CHANGE)
+        assert known_ns(archive, LISTED, NOW_NS) == last_ns < NOW_NS
+        assert known_ns(archive, LISTED, FLOOR_NS) == FLOOR_NS, "a clock that is behind"
+        assert known_ns(archive, gone(state), NOW_NS) == NOW_NS, "nobody is waited for"
+        say(state, last_ns + year_ns)
+        for entry in archive.logs():
+            at_ns = NOW_NS - year_ns if entry.log_id == spans[0].log_id else NOW_NS
+            archive.manifest.set(entry.log_id, entry.head, contact_ns=at_ns)
+        known = known_ns(archive, LISTED, NOW_NS + year_ns)
+        assert known == spans[1].watermark_ns, "who is ahead, too, is long silent"
+
+
+def gone(state: Path) -> Terms:
+    """Nobody waits for the nodes that were."""
+    spans = Store(state).rollups.listing().nodes
+    return Terms(retired_nodes=tuple(one.node_id for one in spans))
+
+
+def say(state: Path, watermark_ns: int) -> None:
+    """The first node's records reach no further, or further, than they did."""
+    rollups = Store(state).rollups
+    listing = rollups.listing()
+    first = msgspec.structs.replace(listing.nodes[0], watermark_ns=watermark_ns)
+    rollups.replace(msgspec.structs.replace(listing, nodes=(first, *listing.nodes[1:])))
 
 
 def refresh(state: Path) -> None:
@@ -200,16 +236,15 @@ def test_the_next_month_goes_further(state: Path) -> None:
     issue(state, MONTHS[3])
     before = told(state)
     # The newest record is of the fifth of January: no node has passed the end of it.
-    later = parse_instant("2026-03-01T00:00:00Z")
-    assert "has no record since" in remove(state, now_ns=later).waits
     floor = Kept(state).floor()
-    again = remove(state, now_ns=parse_instant("2026-02-10T00:00:00Z"))
+    assert remove(state, now_ns=parse_instant("2026-02-10T00:00:00Z")).floor == "2025-12-01"
+    again = remove(state, now_ns=parse_instant("2026-02-10T00:00:00Z"), terms=gone(state))
     assert again.floor == "2026-01-01" and again.cuts
     assert Kept(state).floor().floor_ns > floor.floor_ns
     with closing(ArchiveReader(state)) as archive:
         assert Store(state).rebuild(archive)[1] == []
     assert told(state) == before
-    assert remove(state, now_ns=parse_instant("2026-02-11T00:00:00Z")).cuts == []
+    assert remove(state, now_ns=parse_instant("2026-02-11T00:00:00Z"), terms=gone(state)).cuts == []
 
 
 @pytest.mark.parametrize(
@@ -226,11 +261,13 @@ def test_nothing_goes_that_somebody_needs(state: Path, need: str) -> None:
         archive.judge(entry.log_id, entry.head, "FORK", "two records 7", NOW_NS)
     elif need == "cosigned":
         archive.manifest.set(entry.log_id, entry.head, cosigned_size=0)
+    elif need == "node":
+        say(state, FLOOR_NS - 1)
     elif need in DAYS_KEPT:
         assert plan(state, RULE, terms, NOW_NS).cuts
         ask_for_days(state, need, 41)
     had = raw_bytes(state)
-    found = plan(state, RULE, terms, NOW_NS if need != "node" else UNTIL_NS + 90 * 86_400 * 10**9)
+    found = plan(state, RULE, terms, NOW_NS)
     archive.close()
     if need == "bill":
         assert "for 2025-10 is open" in found.waits
@@ -261,9 +298,9 @@ DAYS_KEPT = ("quota", "override", "schedule")
 
 
 def ask_for_days(state: Path, how: str, days: int) -> None:
-    """A tenant's quota keeps records: the tenth of January is 40.5 days after the floor."""
+    """A tenant's quota keeps records: the last of them is 35 days after the floor."""
     (state / "governance").mkdir(mode=0o700, exist_ok=True)
-    limits, least = {"log_retention_days": days}, {"log_retention_days": 40}
+    limits, least = {"log_retention_days": days}, {"log_retention_days": 34}
     over = NOW_NS + 1 if how == "override" else NOW_NS
     with closing(Register(state / "governance")) as register:
         register.put_quota(Quota("acme", limits if how == "quota" else least))
@@ -463,7 +500,7 @@ def test_no_counter_falls_when_hours_go(state: Path, tmp_path: Path) -> None:
     assert counters(tmp_path) == before
     issue(state, MONTHS[3])
     later = parse_instant("2026-02-10T00:00:00Z")
-    assert remove(state, Rule(raw_months=1, usage_months=1), later).cuts
+    assert remove(state, Rule(raw_months=1, usage_months=1), later, gone(state)).cuts
     assert counters(tmp_path) == before
 
 

@@ -30,6 +30,7 @@ from tests.collector.test_collector_retention import (
     NOW_NS,
     RULE,
     fleet,  # noqa: F401
+    gone,
     issue,
     raw_bytes,
     state,  # noqa: F401
@@ -65,7 +66,8 @@ class One:
     def carry_out(self, now_ns: int = NOW_NS, do: Callable[[Callable], object] = at_once) -> Plan:
         """As `pull` does every hour."""
         at = {"config": None, "now_ns": now_ns, "change_id": CHANGE}
-        return carry_out(self.archive, RULE, Terms(), do=do, **at)
+        terms = gone(self.archive.directory) if now_ns == LATER_NS else Terms()
+        return carry_out(self.archive, RULE, terms, do=do, **at)
 
     def mine(self) -> int:
         """How many segments below the floor it still has to remove."""

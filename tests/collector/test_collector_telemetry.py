@@ -129,7 +129,8 @@ def test_a_body_that_is_none_or_is_a_bomb_is_refused(body: bytes, encoding: str)
 
 
 async def test_what_media_and_codings_are_called_has_no_case(store: Store) -> None:
-    receiver = Receiver(store, wall_ns=lambda: NOW_NS, identify=lambda scope: NODE)
+    clocks = {"wall_ns": lambda: NOW_NS, "newest_ns": lambda: NOW_NS}
+    receiver = Receiver(store, **clocks, identify=lambda scope: NODE)
     told: list[dict[str, Any]] = []
 
     async def ask(body: bytes) -> tuple[int, bytes]:
@@ -303,6 +304,18 @@ def test_who_was_heard_while_our_clock_was_ahead_is_behind_until_it_is_heard_aga
     told(NOW_NS)
     assert behind(NOW_NS) == []
     assert behind(NOW_NS + 3000 * NS_PER_S) == [NODE]
+
+
+def test_a_clock_that_is_ahead_forgets_no_sample(store: Store) -> None:
+    newest = [NOW_NS]
+    receiver = Receiver(
+        store, wall_ns=lambda: NOW_NS + 10**9 * NS_PER_S, newest_ns=lambda: newest[0]
+    )
+    fill(store, points([1] * 3, every_s=WINDOW_S))
+    for kept in (3, 0):
+        receiver._keep(prune=True)
+        assert store._base.execute("SELECT count(*) FROM rollups").fetchone() == (kept,)
+        newest[0] += 10**9 * NS_PER_S
 
 
 @pytest.mark.parametrize("name", sorted(SERIES))

@@ -59,6 +59,39 @@ async def test_a_disk_that_is_full_is_told_once_and_waited_for(
     assert lines[1] == "leased-collector: disk: has room again"
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("left", [0, 65_536])
+async def test_one_that_finds_the_disk_full_at_its_start_waits_as_well(
+    tmp_path: Path, small_disk: Path, left: int
+) -> None:
+    """systemd would start it again every two seconds, and it would say so each time."""
+    pki, config = FleetPki(tmp_path / "pki"), tmp_path / "west.toml"
+    west, server = Collector(small_disk, pki), NodeServer(node(200))
+    words = [one for one in west.words(config) if one != "--once"]
+    config.write_text(config.read_text() + QUICK)
+    said = tmp_path / "said"
+    with trio.fail_after(PATIENCE_S):
+        async with serving(pki, server):
+            west.enrol(server)
+            filler = fill(small_disk, left)
+            with said.open("wb") as stderr:
+                process = await trio.lowlevel.open_process(words, stderr=stderr, env=ENVIRONMENT)
+            try:
+                while not said.read_bytes() and process.returncode is None:
+                    await trio.sleep(0.02)
+                filler.unlink()
+                while b"again" not in said.read_bytes() and process.returncode is None:
+                    await trio.sleep(0.02)
+            finally:
+                process.terminate()
+                await process.wait()
+    lines = said.read_text().splitlines()
+    assert process.returncode == 0 and len(lines) == 2, lines
+    assert lines[0].endswith("free some space; nothing is pulled until there is room"), lines
+    assert lines[1] == "leased-collector: disk: has room again"
+    assert server.acked
+
+
 async def _filled_and_emptied(
     west: Collector, server: NodeServer, disk: Path, process: trio.Process
 ) -> None:

@@ -28,7 +28,7 @@ from leased.collector.reconcile import Problem, Verdict
 from leased.collector.transport import Answer, Unreachable
 from leased.collector.witness import Cosigner, Witness
 from leased.durable.log import OpenedLog, open_log
-from leased.service.fleet.config import Collector
+from leased.service.fleet.config import Countersigner
 from leased.service.fleet.countersigning import Countersigning
 from leased.service.fleet.pulling import PulledLog
 from leased.service.fleet.routes import AuditRoutes
@@ -76,7 +76,7 @@ class Door:
         self.log = PulledLog(opened, latest=latest, gather_ns=NS_PER_MS, aside=at_once)
         self.acks = Countersigning(
             self.log,
-            collectors=lambda: tuple(Collector(*one) for one in keys.items()),
+            collectors=lambda: tuple(Countersigner(*one) for one in keys.items()),
             policy=lambda: flat(keys, 0),
             apart_ns=lambda: NS_PER_S,
             ask=ask,

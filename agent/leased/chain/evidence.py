@@ -141,7 +141,7 @@ def weigh(
     first = _checked(bundle, bundle.note, keys)
     other = _checked(bundle, bundle.other_note, keys)
     for signed, note in ((first, bundle.note), (other, bundle.other_note)):
-        if signed is not None:
+        if signed is not None and (signed is first or signed != first):
             by = _by_whom(bundle, note, keys)
             proven.append(f"{bundle.origin} signed a tree of {signed.size} records{by}")
     if first is not None and other is not None and _fork(first, other):

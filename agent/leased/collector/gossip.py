@@ -98,3 +98,15 @@ def judge_heads(
             why = f"the node ends at {ends_at} records, and gave {head.size} to {head.peer}"
             return Finding(Verdict.ROLLBACK, why, cosigned=told), head
     return None
+
+
+def answered(
+    heads: Iterable[PeerHead], verdict: Verdict, size: int, root_at: Callable[[int], bytes]
+) -> list[PeerHead]:
+    """Those that speak for a verdict on a log that ends at `size`, which an operator has resolved:
+    they would have it reached again at every turn, and no record takes back what they say."""
+    if verdict is Verdict.FORK:
+        return [one for one in heads if one.size <= size and root_at(one.size) != one.root]
+    if verdict is Verdict.ROLLBACK:
+        return [one for one in heads if one.size > size]
+    return []

@@ -23,6 +23,7 @@ from typing import Any, Final
 from leased.chain.tree import EMPTY, Frontier
 from leased.collector.archive.archive import Archive
 from leased.collector.archive.manifest import BUSY_MS
+from leased.collector.archive.room import remedy
 from leased.collector.gossip import PeerHead
 from leased.terms.errors import StateError
 
@@ -30,6 +31,7 @@ DATABASE: Final = "heads.sqlite"
 TREES_KEPT: Final = 64
 """Of each log: one for each cosignature, so an hour."""
 
+_PRAGMAS: Final = ("journal_mode = WAL", "synchronous = FULL")
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS heads (
     log_id TEXT NOT NULL, peer TEXT NOT NULL, sequence INTEGER NOT NULL, origin TEXT NOT NULL,
@@ -56,11 +58,15 @@ class Trees:
                 # descriptor of a database lets go of the process' locks on it.
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            for pragma in (f"busy_timeout = {BUSY_MS}", "journal_mode = WAL", "synchronous = FULL"):
-                self._connection.execute(f"PRAGMA {pragma}")
-            self._connection.executescript(_SCHEMA)
+            try:
+                for one in (f"busy_timeout = {BUSY_MS}", *_PRAGMAS):
+                    self._connection.execute(f"PRAGMA {one}")
+                self._connection.executescript(_SCHEMA)
+            except BaseException:
+                self._connection.close()
+                raise
         except (OSError, sqlite3.Error) as error:
-            raise StateError(f"{path}: {error}; give the collector's state directory") from error
+            raise StateError(f"{path}: {error}; {remedy(error)}") from error
         self._waiting: dict[str, int] = {}
 
     def waits(self, log_id: str) -> bool:

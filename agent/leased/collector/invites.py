@@ -24,6 +24,7 @@ import msgspec
 
 from leased.chain.invitation import Invitation
 from leased.collector.archive.manifest import BUSY_MS
+from leased.collector.archive.room import remedy
 from leased.terms.errors import StateError
 
 DATABASE: Final = "invites.sqlite"
@@ -92,7 +93,7 @@ class Invites:
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            raise StateError(f"{path}: {error}; give the collector's state directory") from error
+            raise StateError(f"{path}: {error}; {remedy(error)}") from error
 
     def make(self, invite: Invite, secret: str, now_ns: int) -> None:
         """Keep a new invite; forget those that were over long ago. Raises StateError."""

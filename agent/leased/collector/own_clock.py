@@ -65,27 +65,10 @@ class Skews:
         self._count = {-1: 0, 0: 0, 1: 0}
         self._told: set[str] = set()
         self._own = 0
-        self._apart_ns: dict[str, int] = {}
 
-    @property
-    def heard(self) -> int:
-        """Of how many nodes the clock is known."""
-        return len(self._apart_ns)
-
-    def doubt(self, set_ns: int) -> str:
-        """Why nothing may be done for good by this host's clock, where it is ahead of most clocks
-        that were heard of; "" where it is not, or of a fleet that is silent. One node is enough:
-        whoever waits loses nothing. `set_ns` is as `note` has it."""
-        apart = sorted(one - set_ns for one in self._apart_ns.values())
-        off_ns = -apart[len(apart) // 2] if apart else 0
-        if off_ns <= SKEW_NS_MAX:
-            return ""
-        return f"this host's clock is {off_ns // NS_PER_S} s ahead of those of most nodes"
-
-    def note(self, name: str, ahead_ns: int, set_ns: int = 0) -> None:
-        """A node's clock is so far ahead of this host's, which was set by `set_ns` since the run
-        began. Tells when that begins to matter, and when it does no more."""
-        self._apart_ns[name] = ahead_ns + set_ns
+    def note(self, name: str, ahead_ns: int) -> None:
+        """A node's clock is so far ahead of this host's. Tells when that begins to matter, and when
+        it does no more."""
         way = 0 if abs(ahead_ns) <= SKEW_NS_MAX else 1 if ahead_ns > 0 else -1
         if name in self._ways:
             self._count[self._ways[name]] -= 1

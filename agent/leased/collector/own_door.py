@@ -83,6 +83,7 @@ class OwnDoor:
             clock=clock,
         )
         self._watched = Watched(listening.certificate, listening.key, listening.ca)
+        self._refused = ""
         self._load: Callable[[bool], Credentials] = lambda replacing: load(
             listening,
             node_id=witness.node_id,
@@ -113,13 +114,16 @@ class OwnDoor:
         return self._listener.ports
 
     def look_again(self) -> str:
-        """Take a certificate that was renewed for the connections that come; what to tell."""
-        if not self._watched.changed():
+        """Take a certificate that was renewed for the connections that come; what to tell. One that
+        is refused is tried again: what is wrong may be the clock."""
+        if not self._watched.changed() and not self._refused:
             return ""
         try:
-            self._listener.credentials = self._load(True)
+            self._listener.credentials, self._refused = self._load(True), ""
         except ConfigError as error:
-            return f"{error}; those of before stay in force"
+            before, self._refused = self._refused, str(error)
+            told = f"{error}; those of before stay in force"
+            return "" if self._refused == before else told
         return "certificate, key and CA were read anew"
 
     async def run(self) -> None:

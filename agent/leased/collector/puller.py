@@ -22,7 +22,7 @@ from leased.chain.certificate import Role
 from leased.collector.archive.archive import CursorMoved, LogEntry, Page
 from leased.collector.archive.manifest import ManifestGone
 from leased.collector.asking import SlowDown, acknowledge, ask_page
-from leased.collector.gossip import PeerHead, heads_in, hushed, judge_heads
+from leased.collector.gossip import PeerHead, answered, heads_in, hushed, judge_heads
 from leased.collector.ingest import State, Taken, decode_state, encode_state, noted, take_page
 from leased.collector.own_clock import SET_NS
 from leased.collector.reconcile import (
@@ -83,7 +83,7 @@ class Puller:
 
     def _wait_for_room(self, error: OSError | StateError) -> None:
         """What found no room was not stored, and so not cosigned, and is asked for again. Raises
-        whatever is not that; what failed in the own log is for a restart to say."""
+        whatever is not that; what failed in the own log, half written, is for a restart to say."""
         if disk_error(error) not in NO_ROOM or self._fleet.witness.failed:
             raise error
         self._failures += 1
@@ -243,8 +243,7 @@ class Puller:
         self.verdict, self.unreachable, self._failures, self._slow_s = verdict, "", 0, 0
         self.kept_from = ""
         if taken.fresh:
-            ahead_ns = taken.trailer.wall_ns - now_ns
-            fleet.skews.note(self.name, ahead_ns, fleet.clock.set_ns())
+            fleet.skews.note(self.name, taken.trailer.wall_ns - now_ns)
 
     def _move_with_clock(self) -> bool:
         """Where our own clock was set, what is remembered by it was as long ago as before; whether
@@ -360,7 +359,7 @@ class Puller:
 
     async def _look_for_resolution(self) -> None:
         """Whether an operator has resolved the verdict meanwhile."""
-        fleet = self._fleet
+        fleet, was, log_id = self._fleet, self.verdict, self.log_id
         operators = fleet.config.operators
         applied = await fleet.storer.call(
             lambda: fleet.case.apply_resolutions(fleet.witness, self.entry, operators)
@@ -368,6 +367,15 @@ class Puller:
         for told in applied:
             fleet.tell(self.name, told)
         await self._reload()
+        if self.verdict.sticky:
+            return
+        heads, size = fleet.heads, self.entry.head.size
+
+        def let_go() -> None:
+            known = heads.of(log_id)
+            heads.settle(log_id, answered(known, was, size, lambda at: heads.root_at(log_id, at)))
+
+        await fleet.storer.call(let_go)
 
     async def _reload(self) -> None:
         entry = await self._fleet.storer.read(self.log_id)

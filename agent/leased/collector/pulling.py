@@ -29,28 +29,33 @@ from leased.collector.archive.storing import Storer
 from leased.collector.case import Case
 from leased.collector.config import PullConfig
 from leased.collector.enrolment import enrol, read_file
-from leased.collector.heads import open_heads
-from leased.collector.own_clock import MOST_OF, OwnClock
+from leased.collector.heads import Heads, SharedHeads, open_heads
+from leased.collector.own_clock import OwnClock
 from leased.collector.own_door import HostClock, OwnDoor, read_listening
 from leased.collector.puller import Puller
 from leased.collector.reconcile import Verdict
-from leased.collector.running import Fleet
+from leased.collector.running import Fleet, Outage
 from leased.collector.transport import Credentials, parse_url, read_pem
 from leased.collector.witness import Now, Witness, open_witness, os_entropy
-from leased.terms.errors import CallerError, ConfigError, LeasedError
+from leased.terms.errors import (
+    NO_ROOM,
+    CallerError,
+    ConfigError,
+    LeasedError,
+    StateError,
+    disk_error,
+)
 from leased.terms.identity import BootId
 from leased.terms.moment import NS_PER_S, Moment
 
 Tell = Callable[[str, str], None]
-Upkeep = Callable[[Archive, Callable[[Callable[[], Any]], Any], Callable[[], str]], str]
-"""What is to be done every hour with an archive, how to have the thread that has it do a short
-piece of work, and why the clock is not to be relied on; returns what to tell, or "". Raises
-LeasedError."""
+Upkeep = Callable[[Archive, Callable[[Callable[[], Any]], Any]], str]
+"""What is to be done every hour with an archive, and how to have the thread that has it do a short
+piece of work; returns what to tell, or "". Raises LeasedError."""
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 UPKEEP_S: Final = 3600
-LOOK_S: Final = 0.1
-HEARD_S: Final = 10
-"""So long the first upkeep waits for nodes to say what time it is. A fleet may be silent."""
+_START: Final = ""
+"""Who lacks room before there is anybody who pulls."""
 
 
 class Reached(msgspec.Struct, frozen=True):
@@ -95,37 +100,65 @@ async def pull(
     files = (config.ca, config.certificate, config.key)
     credentials = Credentials(*files, lambda text: tell("pull", text))
     name = config.name or collector
-    archive = Archive(directory, name=name)
-    try:
-        witness = open_witness(archive.own, name, now=now, entropy=os_entropy)
-        try:
-            for node in config.nodes:
-                pinned = read_file(Path(node.enrolment))
-                told = enrol(archive.manifest, node.name, node.url, pinned, time.time_ns())
-                if told:
-                    tell(node.name, told)
-            sharing = Sharing(archive, name, os_entropy())
-            return await _run(
-                *(archive, sharing, config, witness, credentials),
-                *(fleet_name, collector, now),
-                once=once,
-                only=only,
-                tell=tell,
-                alarm=alarm or tell,
-                upkeep=upkeep,
-            )
-        finally:
-            witness.close()
-    finally:
-        archive.close()
+    room = Outage("disk", tell, alarm=alarm, again="has room again")
+    with contextlib.ExitStack() as opened:
+        while True:
+            try:
+                stores = _open(opened, directory, config, name, tell, now)
+                break
+            except (OSError, StateError) as error:
+                if once or disk_error(error) not in NO_ROOM:
+                    raise
+                room.begin(f"{error}; nothing is pulled until there is room", _START)
+                opened.close()
+                await trio.sleep(BEAT_S)
+        room.leave(_START)
+        return await _run(
+            *(stores, config, credentials, room),
+            *(fleet_name, collector, now),
+            once=once,
+            only=only,
+            tell=tell,
+            upkeep=upkeep,
+        )
+
+
+class _Stores(msgspec.Struct, frozen=True):
+    """What is written to during a run."""
+
+    archive: Archive
+    heads: Heads | SharedHeads
+    witness: Witness
+    sharing: Sharing
+
+
+def _open(
+    opened: contextlib.ExitStack,
+    directory: Path,
+    config: PullConfig,
+    name: str,
+    tell: Tell,
+    now: Now,
+) -> _Stores:
+    """Open what is written to; last the own log, which has each opening on record. Raises OSError,
+    StateError, ChainError."""
+    archive = opened.enter_context(contextlib.closing(Archive(directory, name=name)))
+    for node in config.nodes:
+        pinned = read_file(Path(node.enrolment))
+        told = enrol(archive.manifest, node.name, node.url, pinned, time.time_ns())
+        if told:
+            tell(node.name, told)
+    heads = opened.enter_context(contextlib.closing(open_heads(archive)))
+    witness = open_witness(archive.own, name, now=now, entropy=os_entropy)
+    opened.enter_context(contextlib.closing(witness))
+    return _Stores(archive, heads, witness, Sharing(archive, name, os_entropy()))
 
 
 async def _run(
-    archive: Archive,
-    sharing: Sharing,
+    stores: _Stores,
     config: PullConfig,
-    witness: Witness,
     credentials: Credentials,
+    room: Outage,
     fleet_name: str,
     collector: str,
     now: Now,
@@ -133,11 +166,10 @@ async def _run(
     once: bool,
     only: Sequence[str],
     tell: Tell,
-    alarm: Tell,
     upkeep: Upkeep | None,
 ) -> list[Reached]:
-    storer = Storer(archive, lambda text: tell("archive", text))
-    heads, own_clock = open_heads(archive), OwnClock(now)
+    archive, witness, sharing = stores.archive, stores.witness, stores.sharing
+    storer, own_clock = Storer(archive, lambda text: tell("archive", text)), OwnClock(now)
     case = Case(archive, storer, own_clock.wall_ns, config.timeout_ns / NS_PER_S)
     fleet = Fleet(
         config,
@@ -147,11 +179,11 @@ async def _run(
         credentials,
         fleet=fleet_name,
         nodes=len(archive.manifest.nodes()),
-        heads=heads,
+        heads=stores.heads,
         clock=own_clock,
         jitter=random.SystemRandom().random,
         tell=tell,
-        alarm=alarm,
+        room=room,
     )
     followed: dict[tuple[str, str, str], _Followed] = {}
     listening = read_listening(config.own_log, (config.certificate, config.key, config.ca))
@@ -187,7 +219,6 @@ async def _run(
             with trio.CancelScope(shield=True), contextlib.suppress(ManifestGone):
                 await storer.call(sharing.leave)
         outer.cancel_scope.cancel()
-    heads.close()
     return [_reached(one.puller) for one in followed.values()]
 
 
@@ -222,17 +253,11 @@ async def _keep_up(fleet: Fleet, archive: Archive, sharing: Sharing, upkeep: Upk
     def do(work: Callable[[], Any]) -> Any:
         return trio.from_thread.run(fleet.storer.call, work)
 
-    def doubt() -> str:
-        return fleet.skews.doubt(fleet.clock.set_ns())
-
     tell = fleet.tell
-    with trio.move_on_after(HEARD_S):
-        while fleet.skews.heard < min(fleet.nodes, MOST_OF):
-            await trio.sleep(LOOK_S)
     while True:
         parts = sharing.parts
         try:
-            told = await trio.to_thread.run_sync(lambda: upkeep(archive, do, doubt))
+            told = await trio.to_thread.run_sync(lambda: upkeep(archive, do))
             if told:
                 tell("archive", told)
         except (LeasedError, OSError, sqlite3.Error) as error:

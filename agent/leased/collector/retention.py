@@ -5,7 +5,8 @@ Rule: nothing goes that somebody may still need. A month's records go when every
 for has passed it, every bill of it, and of every month before, was issued, and it is older than any
 tenant's quota `log_retention_days` (records of all tenants are one chain); of one log when it
 has no verdict that an operator must see to, and what goes was cosigned (a node prunes what its
-collectors acknowledged, and may have nothing but that). Then the months are frozen
+collectors acknowledged, and may have nothing but that). Months are counted by this host's clock, or
+by the nodes' records where most of these say that it is ahead. Then the months are frozen
 (`metering.frozen`), what later records rest on is kept (`archive.floor`), the removal is sealed
 among the collector's changes, and only then segments go. A crash leaves the state before or a
 floor whose segments the next start removes. Rebuilt, what remains has the same bytes.
@@ -45,10 +46,9 @@ from leased.collector.metering.sources import Quiet
 from leased.collector.metering.store import DAY_NS, Store
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.retention_rule import FOREVER, Rule, load_rule
-from leased.collector.retention_waits import asked_for, back, usage_begin, waits
+from leased.collector.retention_waits import asked_for, back, known_ns, usage_begin, waits
 from leased.durable.files import make_durably
 from leased.economics.contracts import Terms
-from leased.terms.errors import StateError
 
 T = TypeVar("T")
 Do = Callable[[Callable[[], Any]], Any]
@@ -95,11 +95,12 @@ class Removed(msgspec.Struct, frozen=True):
 
 def plan(state: Path, rule: Rule, terms: Terms, now_ns: int) -> Plan:
     """What may go by the records at hand. Raises StateError."""
-    floor_ns = back(now_ns, rule.raw_months)
-    if floor_ns is None:
-        return Plan(FOREVER, [], {}, "raw_months keeps everything")
-    label = periods.day(floor_ns)
     with closing(ArchiveReader(state)) as archive:
+        now_ns = known_ns(archive, terms, now_ns)
+        floor_ns = back(now_ns, rule.raw_months)
+        if floor_ns is None:
+            return Plan(FOREVER, [], {}, "raw_months keeps everything")
+        label = periods.day(floor_ns)
         begin_ns = usage_begin(rule, terms, now_ns)
         why_not = waits(state, terms, floor_ns, begin_ns) or asked_for(state, floor_ns, now_ns)
         if why_not:
@@ -162,12 +163,14 @@ def carry_out(
     do(lambda: finish(archive))
     if not do(lambda: _is_its_turn(archive)):
         return Plan(FOREVER, [], {}, "another collector of the fleet says what goes")
-    floor_ns = back(now_ns, rule.raw_months)
     store = Store(state, make_engine=maker(*load_store(config)))
     with store.locked():
         found = plan(state, rule, terms, now_ns)
         old = archive.kept.floor()
-        begin_ns = max(old.begin_ns, usage_begin(rule, terms, now_ns))
+        with closing(ArchiveReader(state)) as reader:
+            counted_ns = known_ns(reader, terms, now_ns)
+        floor_ns = back(counted_ns, rule.raw_months)
+        begin_ns = max(old.begin_ns, usage_begin(rule, terms, counted_ns))
         if found.waits or floor_ns is None:
             return found
         if floor_ns <= old.floor_ns and not found.cuts and begin_ns == old.begin_ns:
@@ -302,15 +305,11 @@ def upkeep(
     now_ns: int,
     change_id: str,
     do: Do = at_once,
-    doubt: Callable[[], str] = str,
 ) -> str:
-    """Carry the rule out, if there is one, and months are counted by a clock that nothing speaks
-    against (`doubt`); what to tell, or "". Raises LeasedError."""
+    """Carry the rule out, if there is one; what to tell, or "". Raises LeasedError."""
     rule = load_rule(config)
     if rule.raw_months is None:
         return ""
-    if why := doubt():
-        raise StateError(why)
     terms = load_terms_for(config)
     found = carry_out(
         archive, rule, terms, config=config, now_ns=now_ns, change_id=change_id, do=do

@@ -19,6 +19,7 @@ from typing import Final
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts, NoData
 from leased.collector.accounts.invoices import Invoices
+from leased.collector.archive.archive import ArchiveReader
 from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
 from leased.collector.governance.register import DATABASE as REGISTER
 from leased.collector.governance.register import Register
@@ -39,6 +40,19 @@ def back(now_ns: int, months: int | None) -> int | None:
     now = datetime.fromtimestamp(now_ns // 10**9, UTC)
     name = periods.month_beside(f"{now.year:04}-{now.month:02}", -months)
     return None if name < "1970" else periods.month(name).from_ns
+
+
+def known_ns(archive: ArchiveReader, terms: Terms, now_ns: int) -> int:
+    """What time it is at the latest, for what does not come back: by this host's clock, and by the
+    last records of most of the nodes that were heard within a day of the last that was. A fleet
+    that is silent keeps what it has, unless nobody waits for it."""
+    listing = Store(archive.directory).rollups.listing()
+    unwaited = frozenset((*terms.retired_nodes, *listing.retired))
+    heard = {entry.log_id: entry.contact_ns for entry in archive.logs()}
+    spans = [one for one in listing.nodes if unwaited.isdisjoint((one.node_id, one.log_id))]
+    since_ns = max((heard.get(one.log_id, 0) for one in spans), default=0) - DAY_NS
+    said = sorted(one.watermark_ns for one in spans if heard.get(one.log_id, 0) >= since_ns)
+    return min(now_ns, said[len(said) // 2]) if said else now_ns
 
 
 def usage_begin(rule: Rule, terms: Terms, now_ns: int) -> int:

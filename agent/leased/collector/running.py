@@ -75,10 +75,10 @@ class Fleet:
         clock: OwnClock,
         jitter: Callable[[], float],
         tell: Callable[[str, str], None],
-        alarm: Callable[[str, str], None],
+        room: Outage,
     ) -> None:
-        """`jitter` gives 0 to 1; `tell` takes a node's name and a sentence, and so does `alarm`,
-        for what an operator has to see to."""
+        """`jitter` gives 0 to 1; `tell` takes a node's name and a sentence; `room` is that of the
+        disk."""
         self.config = config
         self.storer = storer
         self.witness = witness
@@ -88,7 +88,6 @@ class Fleet:
         self.heads = heads
         self.collectors = {witness.log.log_id}
         """The own logs of collectors: this one's, and those that are followed."""
-        self.nodes = nodes
         self.standing = nodes <= config.connections_max
         self.places = trio.CapacityLimiter(config.connections_max)
         self.rooms = trio.CapacityLimiter(config.pages_max)
@@ -98,4 +97,4 @@ class Fleet:
         self.tell = tell
         self.skews = Skews(tell)
         self.archive = Outage("archive", tell)
-        self.room = Outage("disk", tell, alarm=alarm, again="has room again")
+        self.room = room

@@ -14,6 +14,7 @@ import os
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -31,6 +32,8 @@ _END: Final = b"-----END CERTIFICATE-----"
 PORT: Final = 7443
 READ_BYTES: Final = 256 * 1024
 HEAD_BYTES_MAX: Final = 16 * 1024
+_OF_TIME: Final = (9, 10)
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 
 class Unreachable(LeasedError):
@@ -128,7 +131,8 @@ class Watched:
 class Credentials:
     """`client_context` of these files as they are now: a run outlives its certificate. What cannot
     be used leaves in force what was, and connections that are there go on as they began. That a
-    certificate is over is told once: a node that refuses it says nothing that could be shown."""
+    certificate is over, or not valid yet, is told once: a node that refuses it says nothing that
+    could be shown."""
 
     def __init__(self, ca: str, certificate: str, key: str, tell: Callable[[str], None]) -> None:
         """Raises ConfigError."""
@@ -136,7 +140,7 @@ class Credentials:
         self._watched = Watched(*self._files)
         self._context = client_context(*self._files)
         self._tell = tell
-        self._told_over = False
+        self._told_off = False
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -144,21 +148,30 @@ class Credentials:
         if self._watched.changed():
             try:
                 self._context = client_context(*self._files)
-                self._told_over = False
+                self._told_off = False
                 self._tell("certificate, key and CA were read anew")
             except ConfigError as error:
                 self._tell(f"{error}; those of before stay in force")
-        if not self._told_over and self._is_over():
-            self._told_over = True
-            path = self._files[1]
-            self._tell(f"{path} is over, nodes refuse it: `leasectl pki renew {path}`")
+        if not self._told_off and (off := self._off()):
+            self._told_off = True
+            self._tell(off)
         return self._context
 
-    def _is_over(self) -> bool:
+    def _off(self) -> str:
+        """What is wrong with the certificate by now; "" if nothing is."""
+        path, now_s = self._files[1], time.time()
         try:
-            return read_pem(Path(self._files[1])).not_after_s < time.time()
+            found = read_pem(Path(path))
         except (OSError, CallerError, ValueError):
-            return False  # what is in force is another, that could be read
+            return ""  # what is in force is another, that could be read
+        if found.not_before_s <= now_s <= found.not_after_s:
+            return ""
+        by = f"by this host's clock ({datetime.fromtimestamp(now_s, UTC):%Y-%m-%d})"
+        if now_s < found.not_before_s:
+            return f"{path} is not valid yet, {by}: look at the clock"
+        return (
+            f"{path} is over, {by}: if that is right, nodes refuse it: `leasectl pki renew {path}`"
+        )
 
 
 class Connection:
@@ -255,12 +268,19 @@ async def connect(endpoint: Endpoint, context: ssl.SSLContext, fleet: str) -> Co
         raise Unreachable(f"{where}: {error}") from error
     except (OSError, trio.BrokenResourceError) as error:
         await trio.aclose_forcefully(stream)
-        cause = error.__cause__ or error
-        raise Unreachable(f"{where}: TLS: {getattr(cause, 'reason', None) or cause}") from error
+        raise Unreachable(f"{where}: TLS: {_refusal(error.__cause__ or error)}") from error
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
     return Connection(stream, endpoint)
+
+
+def _refusal(cause: BaseException) -> str:
+    """Why a handshake failed. The clock that judges is ours: it may be the one that is off."""
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        by = ", by this host's clock" if cause.verify_code in _OF_TIME else ""
+        return f"{cause.verify_message}{by}"
+    return str(getattr(cause, "reason", None) or cause)
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:

@@ -5,7 +5,8 @@ signed, found and had resolved.
 Rule: in the sense of C2SP tlog-witness: a head is cosigned after every record below it was verified
 and stored, and after the cosignature itself is durable in the collector's own log; never a smaller
 tree than before, never two roots of one size. The own log has the same format as a node's, so that
-`leasectl verify` judges the collector too. Its key is one thing, the cosigning key another.
+`leasectl verify` judges the collector too. Its key is one thing, the cosigning key another. What
+has no room in the own log was not begun, and may be asked for again.
 
 Blocks as long as the disk does: the storer's thread calls it. Does not decide when (`puller`).
 """
@@ -168,6 +169,11 @@ class Witness:
         return EventId(self._entropy())
 
     def _seal(self, event: Event, moment: Moment) -> None:
+        try:
+            self._log.journal.make_room()
+        except OSError as error:
+            why = f"{error.strerror or error}; the next record needs another segment"
+            raise StateError(f"{self._log.directory}: {why}") from error
         batch = self._sealer.seal([(event, moment)], sign=True)
         self.failed = True
         self._log.journal.commit_blocking(batch.frames, batch.count, batch.head, moment)
@@ -194,7 +200,11 @@ def open_witness(directory: Path, name: str, *, now: Now, entropy: Entropy) -> W
         background=False,
     )
     witness = Witness(cosigner, log, now, entropy)
-    witness.start()
+    try:
+        witness.start()
+    except BaseException:
+        witness.close()
+        raise
     return witness
 
 

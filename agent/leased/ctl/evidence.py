@@ -111,6 +111,11 @@ def verify(options: argparse.Namespace, console: Console) -> int:
         console.say(f"quorum ({policy.told()}): {much}")
     if doubt:
         console.note(doubt)
+    if not given and (bundle.signature or bundle.cosigned is not None):
+        console.note(
+            "what collectors have signed is judged by --collector, with what `leased-collector "
+            "cosigner` prints there"
+        )
     return 0
 
 

@@ -153,6 +153,14 @@ class FileJournal:
         sound = self._under_way or not self._writer.failed
         return sound and self._writer.free_bytes() >= needed
 
+    def make_room(self) -> None:
+        """A batch of any size fits without allocating a block when this returns: where no thread
+        keeps spares ready. Nothing has failed where there is no room. Raises OSError."""
+        spares, needed = self._writer.spares, self._writer.largest_bytes
+        spares.try_fill()
+        if spares.error is not None and self._writer.free_bytes() < needed:
+            raise spares.error
+
     def close(self) -> None:
         """Release the lock and the files. Idempotent."""
         self._writer.spares.stop()

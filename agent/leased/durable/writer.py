@@ -170,6 +170,11 @@ class Writer:
         whole = self._geometry.ends_after - HEADER_BYTES
         return max(0, self._geometry.ends_after - self.slot.end_offset) + whole * self.spares.ready
 
+    @property
+    def largest_bytes(self) -> int:
+        """What a batch takes at most, with what ends its segment."""
+        return self._geometry.segment_bytes - self._geometry.ends_after
+
     def spares_for(self, needed: int) -> int:
         """How many spares make sure that `needed` bytes fit, even right after a switch."""
         return -(-needed // (self._geometry.ends_after - HEADER_BYTES)) + 1

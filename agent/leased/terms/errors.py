@@ -25,8 +25,9 @@ EX_OSERR, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL, EX_NOPERM, EX_CONFIG, EX_LEASE_LOS
 )
 
 NO_ROOM: Final = (ENOSPC, EDQUOT)
-_OF_SQLITE: Final = {10: EIO, 13: ENOSPC}
-"""SQLITE_IOERR and SQLITE_FULL, without the database."""
+_OF_SQLITE: Final = {10: EIO, 13: ENOSPC, 10 | 19 << 8: ENOSPC}
+"""SQLITE_IOERR, SQLITE_FULL and SQLITE_IOERR_SHMSIZE (no room beside the database), without the
+database."""
 
 
 def disk_error(error: BaseException) -> int:
@@ -36,8 +37,8 @@ def disk_error(error: BaseException) -> int:
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (*NO_ROOM, EIO):
             return cause.errno
-        told = _OF_SQLITE.get(getattr(cause, "sqlite_errorcode", 0) & 0xFF)
-        if told is not None:
+        code: int = getattr(cause, "sqlite_errorcode", 0)
+        if told := _OF_SQLITE.get(code) or _OF_SQLITE.get(code & 0xFF):
             return told
         cause = cause.__cause__
     return 0

@@ -27,7 +27,7 @@ from leased.chain.quorum import WitnessPolicy, flat, judge_note
 from leased.chain.sealer import Sealer
 from leased.chain.signing import Signer
 from leased.durable.log import OpenedLog
-from leased.service.fleet.config import Collector
+from leased.service.fleet.config import Countersigner
 from leased.service.fleet.countersigning import Countersigning
 from leased.service.fleet.pulling import PulledLog
 from leased.service.fleet.routes import AuditRoutes
@@ -61,7 +61,7 @@ class Node:
         self.log = PulledLog(self.opened, latest=lambda: self.sealer.frontier, gather_ns=1)
         self.acks = Countersigning(
             self.log,
-            collectors=lambda: tuple(Collector(*one) for one in KEYS.items()),
+            collectors=lambda: tuple(Countersigner(*one) for one in KEYS.items()),
             policy=lambda: flat(KEYS, 0),
             apart_ns=lambda: NS_PER_S,
             ask=self._ask,

@@ -17,7 +17,7 @@ from leased.chain.note import COSIGNATURE_V1, NoteKey
 from leased.durable.reader import read_log
 from leased.durable.scan import segment_names
 from leased.service.evidence import NO_COMMAND
-from leased.service.fleet.config import Collector, Listening
+from leased.service.fleet.config import Countersigner, Listening
 from leased.service.log.pruning import Identity, Pruning
 from leased.service.log.rotation import Rotation
 from leased.terms import event as e
@@ -33,8 +33,8 @@ SEGMENT_BYTES = 16 * 1024
 """Twenty minutes of these days."""
 LEASE_S = 600.0
 DAYS = int(os.environ.get("LEASED_PRUNING_DAYS", "1"))
-WEST = Collector("west", NoteKey("west", b"w" * 32, COSIGNATURE_V1))
-EAST = Collector("east", NoteKey("east", b"e" * 32, COSIGNATURE_V1))
+WEST = Countersigner("west", NoteKey("west", b"w" * 32, COSIGNATURE_V1))
+EAST = Countersigner("east", NoteKey("east", b"e" * 32, COSIGNATURE_V1))
 OTHERS = Listening(collectors=(WEST, EAST))
 
 

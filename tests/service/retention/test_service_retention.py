@@ -13,17 +13,17 @@ from leased.chain.note import COSIGNATURE_V1, NoteKey
 from leased.durable.log import OpenedLog
 from leased.durable.reader import read_log
 from leased.durable.scan import segment_names
-from leased.service.fleet.config import Collector, Listening
+from leased.service.fleet.config import Countersigner, Listening
 from leased.service.log.pruning import acked_size, prune
 from leased.terms import event as e
 from tests.contract.journal.test_log_retention import life
 from tests.doubles.logs import CountedEntropy, moment_at, open_in, started
 
-WEST = Collector("west", NoteKey("west", b"w" * 32, COSIGNATURE_V1))
-EAST = Collector("east", NoteKey("east", b"e" * 32, COSIGNATURE_V1))
+WEST = Countersigner("west", NoteKey("west", b"w" * 32, COSIGNATURE_V1))
+EAST = Countersigner("east", NoteKey("east", b"e" * 32, COSIGNATURE_V1))
 
 
-def acked(log: OpenedLog, collector: Collector, size: int) -> e.HeadCountersigned:
+def acked(log: OpenedLog, collector: Countersigner, size: int) -> e.HeadCountersigned:
     key_id = int.from_bytes(collector.key.key_id, "big")
     root = log.pages().tree(size, log.journal.anchored).root()
     return e.HeadCountersigned(e.EventId(bytes(16)), size, root, key_id, 1, bytes(64))
@@ -36,7 +36,7 @@ def seal(log: OpenedLog, sealer, events: list[e.Event], at: int) -> None:
         log.forget_epoch()
 
 
-def filled(directory: Path, *acks: tuple[Collector, int]) -> None:
+def filled(directory: Path, *acks: tuple[Countersigner, int]) -> None:
     log = open_in(directory)
     sealer = log.sealer()
     for number in range(60):
@@ -62,7 +62,7 @@ class LateClock:
     ],
 )
 async def test_the_slowest_collector_decides_of_those_that_it_takes(
-    tmp_path: Path, collectors: tuple[Collector, ...], quorum: int, goes: bool
+    tmp_path: Path, collectors: tuple[Countersigner, ...], quorum: int, goes: bool
 ) -> None:
     filled(tmp_path, (WEST, 300), (EAST, 3))
     before = segment_names(sorted(os.listdir(tmp_path)))

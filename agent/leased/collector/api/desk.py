@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from leased import __version__
-from leased.collector.accounts.accounts import NoData
+from leased.collector.accounts.accounts import Accounts, NoData
 from leased.collector.accounts.answers import IdleResource
 from leased.collector.accounts.terms_file import load_terms
 from leased.collector.api import (
@@ -131,7 +131,9 @@ class Desk:
             self.application = self._application(wall_ns)
             kept = self._settings.telemetry
             self._samples = Store(state, keep_ns=kept.keep_ns, rows_max=kept.rows_max)
-            self.telemetry = Receiver(self._samples, wall_ns=wall_ns)
+            self.telemetry = Receiver(
+                self._samples, wall_ns=wall_ns, newest_ns=self._newest_ns
+            )
             self.server = Server(
                 *(Mounted(self.telemetry, self.application), self._settings.http),
                 directory=directory,
@@ -149,6 +151,7 @@ class Desk:
             known=lambda: self.books.fleet.tenants(),
             entropy=lambda: secrets.token_bytes(16),
             tell=self.hooks.tell,
+            newest_ns=self._newest_ns,
         )
         self.views = views.Views(
             lambda: self.books.fleet,
@@ -248,7 +251,15 @@ class Desk:
                 return []
             return [] if found is None else found.idle_resources
 
-        return Look(shares, idle, self._waste)
+        return Look(shares, idle, self._waste, self._newest_ns)
+
+    def _newest_ns(self) -> int:
+        """When the newest record of any node was sealed; 0 while nothing has been read, and now
+        where there is no node."""
+        try:
+            return self.books.ask(Accounts.now_ns) or 0
+        except NoData:
+            return self._wall_ns()
 
     def _waste(self) -> list[Judged]:
         """What leases use of what they hold."""

@@ -66,10 +66,12 @@ class Quotas:
         known: Callable[[], Sequence[str]],
         entropy: Entropy,
         tell: Callable[[Sealed], object],
+        newest_ns: Callable[[], int],
     ) -> None:
-        """`tell` is told of every change, in its transaction."""
+        """`tell` is told of every change, in its transaction; `newest_ns` is when the newest record
+        of any node was sealed: what is over is not forgotten by a clock that is ahead of that."""
         self._register, self._writer, self._ground = register, writer, ground
-        self._tell = tell
+        self._tell, self._newest_ns = tell, newest_ns
         self._known, self._entropy = known, entropy
 
     # -- reading -----------------------------------------------------------------------------------
@@ -317,7 +319,7 @@ class Quotas:
         reason: str,
         left: msgspec.Struct | None,
     ) -> None:
-        self._writer.sweep(call.now_ns)
+        self._writer.sweep(min(call.now_ns, self._newest_ns()))
         self._tell(
             self._writer.record(
                 id=id,

@@ -27,6 +27,7 @@ from typing import Any, Final
 import msgspec
 
 from leased.chain.head import Head
+from leased.collector.archive.room import remedy
 from leased.collector.archive.segments import Segment
 from leased.durable.files import make_private
 from leased.terms.errors import EX_UNAVAILABLE, StateError
@@ -279,7 +280,7 @@ class Manifest(ManifestTables):
                 self.connection.close()
                 raise
         except (OSError, sqlite3.Error) as error:
-            raise StateError(f"{path}: {error}; {_advice(path)}") from error
+            raise StateError(f"{path}: {error}; {_advice(path, error)}") from error
 
     def _prepare(self, path: Path, *, read_only: bool) -> None:
         ask = self.connection.execute
@@ -326,7 +327,7 @@ class Manifest(ManifestTables):
             raise StateError(f"{DATABASE}: {error}; nothing of it was stored") from error
 
 
-def _advice(path: Path) -> str:
+def _advice(path: Path, error: OSError | sqlite3.Error) -> str:
     """What to do about a database that cannot be opened."""
     if not path.exists():
         return (
@@ -334,7 +335,7 @@ def _advice(path: Path) -> str:
         )
     if not os.access(path, os.R_OK):
         return "it is not yours to read: ask as root, or as its owner"
-    return "give the collector's state directory"
+    return remedy(error)
 
 
 def _entry(row: tuple[Any, ...]) -> LogEntry:

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from leased.collector.archive.room import remedy
 from leased.collector.governance.quotas import Override, Quota, Schedule
 from leased.collector.governance.shares import Given
 from leased.collector.webhooks.outbox import SCHEMA as OUTBOX
@@ -121,7 +122,7 @@ class Register:
             if version in _STEPS:
                 self._step(version)
         except (OSError, sqlite3.Error) as error:
-            raise StateError(f"{path}: {error}; give the collector's state directory") from error
+            raise StateError(f"{path}: {error}; {remedy(error)}") from error
         if version not in (*_STEPS, VERSION):
             self.connection.close()
             raise StateError(f"{path}: version {version}; this release has {VERSION}")

@@ -89,7 +89,7 @@ def fill(state: Path, held: list[Held], until_ns: int, now_ns: int) -> int:
     """Send what was before now to a receiver whose clock is that of each look; how many points."""
     clock = [0]
     store = Store(state)
-    receiver = Receiver(store, wall_ns=lambda: clock[0])
+    receiver = Receiver(store, wall_ns=lambda: clock[0], newest_ns=lambda: clock[0])
 
     async def send() -> None:
         async with trio.open_nursery() as nursery:

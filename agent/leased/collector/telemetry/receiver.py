@@ -56,10 +56,17 @@ class Receiver:
     """One ASGI application, and the task that keeps what it received (`run`)."""
 
     def __init__(
-        self, store: Store, *, wall_ns: Callable[[], int], identify: Identify = node_of
+        self,
+        store: Store,
+        *,
+        wall_ns: Callable[[], int],
+        newest_ns: Callable[[], int],
+        identify: Identify = node_of,
     ) -> None:
+        """`newest_ns` is when the newest record of any node was sealed: samples are not forgotten
+        by a clock that is ahead of that."""
         self._store = store
-        self._wall_ns = wall_ns
+        self._wall_ns, self._newest_ns = wall_ns, newest_ns
         self._identify = identify
         self._folding = Folding()
         self._one_at_a_time = trio.CapacityLimiter(1)
@@ -101,7 +108,7 @@ class Receiver:
         try:
             self._store.append(self._folding.take(now_ns), now_ns=now_ns)
             if prune:
-                self._store.prune(now_ns)
+                self._store.prune(min(now_ns, self._newest_ns()))
             self._trouble = ""
         except StateError as error:
             self._trouble = str(error)

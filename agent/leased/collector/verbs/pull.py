@@ -158,8 +158,8 @@ def pull(options: argparse.Namespace, console: Console) -> int:
                 only=options.node,
                 tell=tell,
                 alarm=alarm,
-                upkeep=lambda archive, do, doubt: upkeep(
-                    archive, options.config, console.wall_ns(), os_entropy().hex(), do, doubt
+                upkeep=lambda archive, do: upkeep(
+                    archive, options.config, console.wall_ns(), os_entropy().hex(), do
                 ),
             )
             nursery.cancel_scope.cancel()

@@ -4,7 +4,8 @@
 Rule: what is looked at is durable elsewhere (verified records, verdicts, issued bills), and how far
 was looked moves in the transaction that puts the facts in: nothing is left out by a crash, and what
 is seen twice has the id of the first time. With nobody who listens the cursors move on and nothing
-is kept.
+is kept. What is over is forgotten by its age, as the newest record has it: a clock that is ahead
+would take what does not come back.
 
 Does not decide who hears (`outbox`) and does not send (`courier`).
 """
@@ -53,21 +54,24 @@ _WASTE: Final = (Waste.IDLE, Waste.OVERPROVISIONED, Waste.FRAGMENTED, Waste.PREM
 
 class Seen(msgspec.Struct, frozen=True):
     """What was looked at, outside of the outbox's transaction: used of each limit, by tenant; nodes
-    that nobody uses; leases and their classes of waste; bills."""
+    that nobody uses; leases and their classes of waste; bills; the newest record of any node."""
 
     shares: Mapping[str, Mapping[str, Fraction]]
     idle: list[IdleResource]
     waste: list[Judged]
     bills: list[Path]
+    newest_ns: int = 0
 
 
 class Look(msgspec.Struct, frozen=True):
     """What the server knows beside the archive. `shares`: used of each limit, by tenant;
-    `idle`: nodes that nobody uses; `waste`: leases of the last hour and their classes."""
+    `idle`: nodes that nobody uses; `waste`: leases of the last hour and their classes; `newest_ns`:
+    when the newest record of any node was sealed."""
 
     shares: Callable[[], Mapping[str, Mapping[str, Fraction]]]
     idle: Callable[[], Iterable[IdleResource]]
     waste: Callable[[], Iterable[Judged]] = tuple
+    newest_ns: Callable[[], int] = int
 
 
 class Watcher:
@@ -187,7 +191,8 @@ class Watcher:
     def _see(self) -> Seen:
         found = sorted((self._state / "invoices").glob("tenant=*/????-??.json"))
         look = self._look
-        return Seen(look.shares(), list(look.idle()), list(look.waste()), found)
+        newest_ns = look.newest_ns()
+        return Seen(look.shares(), list(look.idle()), list(look.waste()), found, newest_ns)
 
     def note(self, outbox: Outbox, seen: Seen) -> None:
         """Take in what was seen, and forget what is over since long."""
@@ -201,7 +206,8 @@ class Watcher:
         ):
             outbox.put(fact, webhooks, room)
         self._say_forgotten(outbox.trim())
-        outbox.sweep(now_ns - self._keep_ns, now_ns - self._keep_dead_ns)
+        over_ns = min(now_ns, seen.newest_ns)
+        outbox.sweep(over_ns - self._keep_ns, over_ns - self._keep_dead_ns)
 
     def _say_forgotten(self, gone: Mapping[str, int]) -> None:
         """Once for each receiver that more was given up for than is kept."""

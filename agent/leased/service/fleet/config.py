@@ -24,7 +24,7 @@ WAIT_NS_MAX: Final = 60 * NS_PER_S
 """PULL.md section 2: what a reader may ask for."""
 
 
-class Collector(msgspec.Struct, frozen=True):
+class Countersigner(msgspec.Struct, frozen=True):
     """Whose countersignatures count: the name in the certificate, and the key that cosigns."""
 
     name: str
@@ -48,7 +48,7 @@ class Listening(msgspec.Struct, frozen=True):
     gather_ns: int = 100 * NS_PER_MS
     ack_apart_ns: int = 1 * NS_PER_S
     quorum: int = 0
-    collectors: tuple[Collector, ...] = ()
+    collectors: tuple[Countersigner, ...] = ()
 
     @property
     def policy(self) -> WitnessPolicy:
@@ -102,11 +102,11 @@ def _name(value: Any) -> str:
     return str(value)
 
 
-def _collector(value: Any) -> Collector:
+def _collector(value: Any) -> Countersigner:
     found = fields(table(value), _COLLECTOR_KEYS, "listener.collectors.")
     if len(found) < len(_COLLECTOR_KEYS):
         raise ValueError("needs a name and a key")
-    return Collector(**found)
+    return Countersigner(**found)
 
 
 _COLLECTOR_KEYS: Final[Keys] = {"name": ("name", _name), "key": ("key", _key)}

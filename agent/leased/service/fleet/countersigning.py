@@ -22,7 +22,7 @@ from leased.chain.note import open_note, parse_checkpoint
 from leased.chain.quorum import WitnessPolicy
 from leased.ports import Clock
 from leased.service.evidence import NO_COMMAND
-from leased.service.fleet.config import Collector
+from leased.service.fleet.config import Countersigner
 from leased.service.fleet.pulling import PulledLog
 from leased.terms.command import Command, NoteCountersigned
 from leased.terms.errors import ChainError
@@ -59,7 +59,7 @@ class Countersigning:
         self,
         log: PulledLog,
         *,
-        collectors: Callable[[], Sequence[Collector]],
+        collectors: Callable[[], Sequence[Countersigner]],
         policy: Callable[[], WitnessPolicy],
         apart_ns: Callable[[], int],
         ask: Callable[[Command], Awaitable[Reply]],
@@ -134,7 +134,7 @@ class Countersigning:
             return await self._acknowledge(collector, cosigned.size, root, line.signature)
 
     async def _acknowledge(
-        self, collector: Collector, size: int, root: bytes, signature: bytes
+        self, collector: Countersigner, size: int, root: bytes, signature: bytes
     ) -> Acknowledged | Denied:
         """Put a cosigned head on record, if it says anything new."""
         held = self.by_name.get(collector.name, Acknowledged(-1, None))

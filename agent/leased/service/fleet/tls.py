@@ -55,8 +55,9 @@ def load(
     replacing: bool = False,
 ) -> Credentials:
     """Read what is configured: a node's, or that of the `collector` of this name. `replacing`:
-    another is in force, so it must be valid by now; a clock may be behind when there is none.
-    Raises ConfigError saying which file, what is wrong with it and what to do."""
+    another is in force, so it must be valid by now; a clock may be behind when there is none. That
+    a collector's own is over ends no collector: whoever comes refuses it, and it pulls. Raises
+    ConfigError saying which file, what is wrong with it and what to do."""
     _check_key(Path(listening.key))
     certificate = _own(Path(listening.certificate))
     identity = certificate.identity
@@ -66,7 +67,7 @@ def load(
             f"listener.certificate: {listening.certificate} is of {identity.uri()}, and this is"
             f" {role.value} {name}; make one with `leasectl pki {role.value}`"
         )
-    if certificate.not_after_s * NS_PER_S <= wall_ns:
+    if certificate.not_after_s * NS_PER_S <= wall_ns and (replacing or not collector):
         raise ConfigError(
             f"listener.certificate: {listening.certificate} is past its end; renew it with"
             " `leasectl pki renew`"

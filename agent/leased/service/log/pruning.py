@@ -30,7 +30,7 @@ from leased.durable.log import OpenedLog
 from leased.durable.retention import Removal
 from leased.ports import Clock, Entropy
 from leased.service.evidence import NO_COMMAND
-from leased.service.fleet.config import Collector, Listening
+from leased.service.fleet.config import Countersigner, Listening
 from leased.terms.command import Command, NotePruned
 from leased.terms.event import Pruned
 from leased.terms.identity import EventId
@@ -44,7 +44,9 @@ APART_NS: Final = 1 * NS_PER_S
 """Between two removals while there is more to remove."""
 
 
-def acked_size(acknowledged: Mapping[int, int], collectors: Sequence[Collector], least: int) -> int:
+def acked_size(
+    acknowledged: Mapping[int, int], collectors: Sequence[Countersigner], least: int
+) -> int:
     """How many records `least` of the collectors (0: all) have acknowledged, each so many as
     `acknowledged` has under the id of its key."""
     if not collectors:
