@@ -2,8 +2,8 @@
 /*
  * Receiving: from many sockets by one call, bytes alone.
  *
- * Rule: no socket is waited for, and what came of each is told by itself. Descriptors are looked for
- * first, and where some are seen nothing is read, nor what came before them: they stay their
+ * Rule: no socket is waited for, and what came of each is told by itself. Descriptors are looked
+ * for first, and where some are seen nothing is read, nor what came before them: they stay their
  * sender's, and are never ours to close.
  *
  * Does not cut what came into messages.

@@ -125,7 +125,7 @@ DOORS: dict[str, str] = {
     "hypercorn": r"leased\.collector\.api\.server",
     "cronsim": r"leased\.(collector\.governance|service\.policy)\.windows",
     "leased._native": r"leased\.(hardware\.verbs|hardware\.block\.verbs|chain\.native|durable\..*"
-    r"|service\.api\.sending|collector\.metering\.columns)",
+    r"|service\.api\.(?:sending|receiving)|collector\.metering\.columns)",
 }
 """Foreign library -> the modules that may import it. What is not listed may be imported by nobody.
 """
