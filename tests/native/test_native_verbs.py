@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import os
 import secrets
@@ -55,24 +54,6 @@ def test_every_check_passes_under_sanitizers(build: ModuleType, tmp_path: Path) 
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAILED" not in done.stdout and done.stderr == ""
-
-
-def test_only_six_modules_open_the_native_door() -> None:
-    package = NATIVE.parent / "agent" / "leased"
-    importers = [
-        path.relative_to(package).as_posix()
-        for path in sorted(package.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.ImportFrom) and node.module == "leased._native"
-    ]
-    hardware = ["hardware/block/verbs.py", "hardware/verbs.py"]
-    assert importers == [
-        "chain/native.py",
-        "collector/metering/columns.py",
-        "durable/committer.py",
-        *hardware,
-        "service/api/sending.py",
-    ]
 
 
 def test_memory_is_sealed_against_those_who_would_keep_it() -> None:

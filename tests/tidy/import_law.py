@@ -124,8 +124,8 @@ DOORS: dict[str, str] = {
     "starlette": r"leased\.collector\.api\.application",
     "hypercorn": r"leased\.collector\.api\.server",
     "cronsim": r"leased\.(collector\.governance|service\.policy)\.windows",
-    "leased._native": r"leased\.(hardware\.verbs|hardware\.block\.verbs|chain\.native|durable\..*"
-    r"|service\.api\.(?:sending|receiving)|collector\.metering\.columns)",
+    "leased._native": r"leased\.(hardware\.verbs|hardware\.block\.verbs|chain\.native"
+    r"|durable\.committer|service\.api\.(?:sending|receiving)|collector\.metering\.columns)",
 }
 """Foreign library -> the modules that may import it. What is not listed may be imported by nobody.
 """
