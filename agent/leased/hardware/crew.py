@@ -68,7 +68,9 @@ class Link:
     @property
     def pids(self) -> tuple[tuple[int, int], ...]:
         """(pid, start time) of the worker and of those abandoned that have not ended."""
-        self._let_go()
+        for child in [child for child in self._abandoned if child.ended]:
+            self._abandoned.remove(child)
+            child.close()
         alive = (self._child, *self._abandoned)
         return tuple((child.pid, child.started) for child in alive if child is not None)
 
@@ -152,19 +154,12 @@ class Link:
             child.close()
             raise EOFError
         self._sock, self._child = sock, child
-        self._let_go()
         if self._nice:
             nice = os.getpriority(os.PRIO_PROCESS, 0) + self._nice
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, self._child.pid, nice)
         self._buffer = self._buffer or bytearray(MESSAGE_BYTES_MAX)
         return self._sock
-
-    def _let_go(self) -> None:
-        """Of those abandoned that have ended."""
-        for child in [child for child in self._abandoned if child.ended]:
-            self._abandoned.remove(child)
-            child.close()
 
     def dismiss(self) -> None:
         """Kill the worker, also one that is being started, and have no other."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
@@ -89,32 +88,6 @@ async def test_a_worker_that_hangs_is_abandoned_and_replaced(
     assert isinstance(again, Prepared)
     os.close(first.fds[0])
     os.close(again.fds[0])
-
-
-def pidfds() -> int:
-    """How many processes we have a descriptor of."""
-    count = 0
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the one that listed them
-            count += os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[pidfd]"
-    return count
-
-
-async def test_whoever_replaces_a_worker_has_nothing_left_of_it() -> None:
-    """However late the one before ended, and though nobody asks who there is."""
-    crew = Crew(HardwareConfig(call_budget_ns=PATIENT_NS))
-    try:
-        await crew.ask("look", ())
-        [pid] = workers()
-        before = pidfds()
-        ended = os.pidfd_open(pid)
-        crew._links["look"].abandon()
-        assert select.select([ended], [], [], 60)[0]
-        os.close(ended)
-        await crew.ask("look", ())
-        assert pidfds() == before
-    finally:
-        crew.close()
 
 
 async def test_a_worker_that_is_nobodys_hurry_goes_after_the_others() -> None:
