@@ -78,7 +78,6 @@ class Link:
         self, batch: Batch, fds: Sequence[int], *, budget_ns: int
     ) -> tuple[tuple[Answer, ...], list[int]]:
         """The answers, and the descriptors that came with them (the caller's from here on).
-
         The budget begins when it is this batch's turn: a worker that is started for it is within
         (see `stand_ready`). Raises DeviceError.
         """
@@ -338,7 +337,7 @@ class Crew:
 
     def dismiss(self, name: str) -> None:
         """End a worker that is not needed any more, and wait for nothing. Idempotent."""
-        self._leaving = [link for link in self._leaving if link.pids]
+        self.ours()  # lets go of those dismissed before who have ended
         link = self._links.pop(name, None)
         if link is not None:
             link.dismiss()
@@ -351,6 +350,7 @@ class Crew:
 
     def ours(self) -> tuple[tuple[int, int], ...]:
         """(pid, start time) of everybody who holds by right what leases are made of."""
+        self._leaving = [link for link in self._leaving if link.pids]
         links = (*self._links.values(), *self._leaving)
         return (*self._exempt.items(), *(pair for link in links for pair in link.pids))
 

@@ -40,8 +40,8 @@ BATCH_MAX = 64
 """Renewals per trip."""
 
 TRIP_MAX = 64
-"""Grants per trip: as many as a worker takes at once. What a trip costs by itself is a quarter of a
-grant's own cost with sixteen to share it, and nothing with sixty."""
+"""Grants per trip: as many as a worker takes at once. What a trip costs by itself is a fifth of a
+grant's own cost with sixteen to share it, and a twentieth with sixty."""
 
 TRIPS_AT_ONCE_MAX = 2
 """One in the worker or at the reaper, one being answered; what comes meanwhile gathers. A third

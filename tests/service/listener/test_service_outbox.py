@@ -8,12 +8,12 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterator
 
 import pytest
 
 from leased.service.api.outbox import Outbox
 from leased.service.api.sending import FDS_MAX, Letter, send_many
+from tests.service.listener.conftest import Pair
 
 
 class Sender:
@@ -40,18 +40,6 @@ class Sender:
             self.counts += send_many([letter])
 
 
-Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pairs() -> Iterator[list[Pair]]:
-    """Two connections: our end and the peer's."""
-    with contextlib.ExitStack() as open_sockets:
-        made = [socket.socketpair() for _ in range(2)]
-        for pair in made:
-            for end in pair:
-                open_sockets.enter_context(end)
-        yield made
 
 
 def test_nobody_is_held_back_outside(pairs: list[Pair]) -> None:
@@ -75,7 +63,7 @@ def test_each_sends_once_in_the_order_of_its_first_answer(pairs: list[Pair]) -> 
 def test_only_the_outermost_sends_and_who_has_gone_is_passed_over(pairs: list[Pair]) -> None:
     log: list[str] = []
     outbox = Outbox()
-    here, gone = (Sender(log, str(at), pair[0], b"x") for at, pair in enumerate(pairs))
+    here, gone = (Sender(log, str(at), pair[0], b"x") for at, pair in enumerate(pairs[:2]))
     with outbox:
         with outbox:
             outbox.note(gone)
@@ -95,7 +83,7 @@ def test_an_error_inside_loses_no_answer(pairs: list[Pair]) -> None:
 
 
 def test_a_socket_that_is_full_or_closed_keeps_nobody_from_theirs(pairs: list[Pair]) -> None:
-    (full, _), (ours, theirs) = pairs
+    (full, _), (ours, theirs) = pairs[:2]
     with contextlib.suppress(BlockingIOError):
         while True:
             full.send(b"x" * 65536, socket.MSG_DONTWAIT)
@@ -112,7 +100,7 @@ def test_a_socket_that_is_full_or_closed_keeps_nobody_from_theirs(pairs: list[Pa
 
 
 def test_descriptors_leave_with_the_first_byte_and_stay_where_none_left(pairs: list[Pair]) -> None:
-    (full, _), (ours, theirs) = pairs
+    (full, _), (ours, theirs) = pairs[:2]
     with contextlib.suppress(BlockingIOError):
         while True:
             full.send(b"x" * 65536, socket.MSG_DONTWAIT)

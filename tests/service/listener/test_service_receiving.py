@@ -4,28 +4,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterator
-
-import pytest
 
 from leased.service.api.receiving import READ_BYTES, SAW_FDS, receive_many
-
-Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pairs() -> Iterator[list[Pair]]:
-    """Connections: our end and the peer's."""
-    with contextlib.ExitStack() as open_sockets:
-        made = [socket.socketpair() for _ in range(6)]
-        for pair in made:
-            for end in pair:
-                open_sockets.enter_context(end)
-        yield made
+from tests.service.listener.conftest import Pair
 
 
 def read(pairs: list[Pair]) -> list[bytes | int]:
