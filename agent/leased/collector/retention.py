@@ -165,10 +165,11 @@ def carry_out(
         return Plan(FOREVER, [], {}, "another collector of the fleet says what goes")
     store = Store(state, make_engine=maker(*load_store(config)))
     with store.locked():
-        found = plan(state, rule, terms, now_ns)
-        old = archive.kept.floor()
+        # Once: records that come in meanwhile must not move the floor away from what was planned.
         with closing(ArchiveReader(state)) as reader:
             counted_ns = known_ns(reader, terms, now_ns)
+        found = plan(state, rule, terms, counted_ns)
+        old = archive.kept.floor()
         floor_ns = back(counted_ns, rule.raw_months)
         begin_ns = max(old.begin_ns, usage_begin(rule, terms, counted_ns))
         if found.waits or floor_ns is None:
