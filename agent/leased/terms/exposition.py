@@ -17,7 +17,7 @@ Labels = tuple[tuple[str, str], ...]
 
 
 def family(
-    name: str, kind: str, meaning: str, samples: Iterable[tuple[Labels, int | float | str]]
+    name: str, kind: str, meaning: str, samples: Iterable[tuple[Labels, int | str]]
 ) -> Iterator[str]:
     """The lines of one family; none if it has no samples."""
     lines = [f"{name}{_braced(labels)} {value}" for labels, value in sorted(samples)]

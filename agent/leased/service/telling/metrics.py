@@ -114,7 +114,7 @@ def _of_fleet(agent: Agent) -> Iterator[str]:
 def _of_process() -> Iterator[str]:
     """What every process tells, by the names that Prometheus's own clients use."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu_s = round(used.ru_utime + used.ru_stime, 3)
+    cpu_s = f"{used.ru_utime + used.ru_stime:.3f}"
     yield from _total("process_cpu_seconds_total", "CPU time.", cpu_s)
     with open("/proc/self/statm", encoding="ascii") as file:
         resident = int(file.read().split()[1]) * _PAGE_BYTES
@@ -126,7 +126,7 @@ def _gauge(name: str, what: str, value: int, **labels: str) -> Iterator[str]:
     return family(name, "gauge", what, [(tuple(labels.items()), value)])
 
 
-def _total(name: str, what: str, value: int | float) -> Iterator[str]:
+def _total(name: str, what: str, value: int | str) -> Iterator[str]:
     return family(name, "counter", what, [((), value)])
 
 
