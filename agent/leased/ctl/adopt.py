@@ -58,10 +58,7 @@ async def adopt(options: argparse.Namespace, console: Console, session: Session)
     """Bring work under a lease, and keep that."""
     must_be_there(options.pid)
     asked = await _asked(options, console, session)
-    adopted, fds = await session.ask_with_fds(asked, replies.LeaseReply, pidfd_of=options.pid)
-    for fd in fds:
-        os.close(fd)
-    lease = adopted.lease
+    lease = (await session.ask(asked, replies.LeaseReply, pidfd_of=options.pid)).lease
     stays = options.lease is None and options.duration is None
     if options.json and not stays:
         console.document({"lease": render.plain(lease), "pid": options.pid})
