@@ -10,10 +10,10 @@ Does not decide who may have it.
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from leased.hardware import exclusion
+from leased.hardware.descriptors import close_all
 from leased.hardware.pieces import is_handed_out, memory_allotments
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
@@ -41,7 +41,7 @@ class Openings:
     def shut(self, lease_id: LeaseId) -> None:
         """The holder will not have it: whoever asks whether anybody still has the memory must not
         find us."""
-        close_all(self.take(lease_id))
+        close_all(fd for _, fd in self.take(lease_id))
 
     def shut_all(self) -> None:
         """At the end."""
@@ -58,12 +58,6 @@ def open_memory(lease: Lease, fds: Sequence[int]) -> Handed:
             if is_handed_out(allotment):
                 opened.append((allotment.resource_id, exclusion.reopen(fd)))
     except OSError as error:
-        close_all(opened)
+        close_all(fd for _, fd in opened)
         raise DeviceError("handout", error.errno or errno.EIO, str(error)) from error
     return opened
-
-
-def close_all(handed: Iterable[tuple[object, int]]) -> None:
-    """Close what nobody will get."""
-    for _, fd in handed:
-        os.close(fd)
