@@ -5,8 +5,8 @@
 #include "reaper.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <unistd.h>
+
+#include "../text.h"
 
 static int digit(char c)
 {
@@ -18,11 +18,9 @@ static int digit(char c)
 int read_boot_id(uint8_t *into)
 {
 	char text[64];
-	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	ssize_t length = read(fd, text, sizeof text);
-	close(fd);
+	const ssize_t length = read_text("/proc/sys/kernel/random/boot_id", text, sizeof text);
+	if (length < 0)
+		return (int)length;
 	unsigned int nibbles = 0;
 	for (ssize_t i = 0; i < length && nibbles < 32; i++) {
 		int value = digit(text[i]);

@@ -20,21 +20,9 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-enum { PIDFS_MAGIC = 0x50494446 /* not in every magic.h */ };
+#include "../text.h"
 
-static ssize_t read_text(const char *path, char *text, size_t bytes)
-{
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	ssize_t length = read(fd, text, bytes - 1);
-	int error = errno;
-	close(fd);
-	if (length < 0)
-		return -error;
-	text[length] = '\0';
-	return length;
-}
+enum { PIDFS_MAGIC = 0x50494446 /* not in every magic.h */ };
 
 /* Field 22 of /proc/PID/stat. The command name (field 2) may hold anything, so the count begins
  * after the last ')'. */

@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -32,6 +33,7 @@
 #define REAPER_RELEASE "0.1.0"
 
 enum { EVENTS_PER_TURN = 64, SLOTS_MIN = 16, SLOTS_MAX = 1 << 20, REALTIME_PRIORITY = 10 };
+enum { READY_MS = 10000 };
 
 static const char USAGE[] =
 	"usage: leased-reaper [options]\n"
@@ -331,7 +333,7 @@ static int explain(const struct reaper *r, int rc)
 /*
  * Go on in a child of our own session. The parent returns from the process with 0 when the child
  * says that it is ready (it writes to *ready), and with the child's own status when that ends
- * first.
+ * first. One that does neither for READY_MS is left to itself: perhaps it holds leases.
  */
 static int detach(int *ready)
 {
@@ -349,6 +351,8 @@ static int detach(int *ready)
 	close(ends[1]);
 	char byte;
 	int status = 0;
+	if (poll(&(struct pollfd){ .fd = ends[0], .events = POLLIN }, 1, READY_MS) == 0)
+		return -ETIMEDOUT;
 	if (read(ends[0], &byte, 1) == 1)
 		_exit(EX_OK);
 	_exit(waitpid(pid, &status, 0) == pid && WIFEXITED(status) ? WEXITSTATUS(status)

@@ -11,10 +11,11 @@
 #define _GNU_SOURCE
 #include "reaper.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
+
+#include "../text.h"
 
 enum { THREADS_TEXT_BYTES = 2048, THREADS_MAX = 256, CHAIN_MAX = 4, LOOK_MAX = 192 };
 
@@ -54,12 +55,8 @@ static void end_tracers_in(const struct slot *slot, const char *room, int *left)
 	char path[LEASED_REAPER_CGROUP_BYTES + 32];
 	char text[THREADS_TEXT_BYTES];
 	(void)snprintf(path, sizeof path, "%s%s/cgroup.threads", slot->identity.cgroup, room);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
+	if (read_text(path, text, sizeof text) < 0)
 		return; /* no such room, or the leaf is gone */
-	ssize_t length = read(fd, text, sizeof text - 1);
-	close(fd);
-	text[length > 0 ? length : 0] = '\0';
 	for (char *at = text, *end; *at != '\0'; at = *end == '\n' ? end + 1 : end) {
 		int tid = (int)strtol(at, &end, 10);
 		if (end == at || *end != '\n')

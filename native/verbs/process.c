@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "../clock.h"
+#include "../text.h"
 
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
@@ -69,25 +70,12 @@ int leased_pidfd_take(int pidfd, int number)
 	return fd < 0 ? -errno : fd;
 }
 
-static int read_text(const char *path, char *text, size_t bytes)
-{
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	ssize_t length = read(fd, text, bytes - 1);
-	int failed = errno;
-	close(fd);
-	if (length < 0)
-		return -failed;
-	text[length] = '\0';
-	return 0;
-}
-
 /* The beginning of a thread's status in /proc, where all that is asked for stands. */
 static int read_status(int tid, char *text, size_t bytes)
 {
 	(void)snprintf(text, bytes, "/proc/%d/status", tid);
-	return read_text(text, text, bytes);
+	const ssize_t length = read_text(text, text, bytes);
+	return length < 0 ? (int)length : 0;
 }
 
 static int number_in(const char *text, const char *name)
@@ -142,9 +130,9 @@ int leased_threads(int pid, int *tids, int most)
 static int read_stat(const char *path, char *state)
 {
 	char text[STATUS_BYTES];
-	int rc = read_text(path, text, sizeof text);
-	if (rc < 0)
-		return rc;
+	const ssize_t length = read_text(path, text, sizeof text);
+	if (length < 0)
+		return (int)length;
 	const char *at = strrchr(text, ')');
 	if (at == NULL || at[1] == '\0')
 		return -EPROTO;

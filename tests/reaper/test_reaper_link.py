@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import signal
 import socket
 import struct
@@ -24,10 +25,11 @@ from leased.ports import Arming
 from leased.service.config import Config, Paths
 from leased.service.reaper import protocol
 from leased.service.reaper.process import ReaperStarter, find_reaper, spawn_reaper
-from leased.terms.errors import DeviceError
+from leased.terms.errors import EX_OSERR, DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import CutReport
+from tests.doubles.host import not_proven
 from tests.doubles.reaper_host import ReaperHost, lease_of, open_fds, usable
 from tests.doubles.scarcity import descriptors_left
 from tests.doubles.single_link import SingleLink, linked
@@ -323,6 +325,25 @@ async def test_a_reaper_is_started_once_detached_and_started_again_when_it_dies(
                 await trio.lowlevel.checkpoint()
         assert starts == [True]
         os.kill(second, signal.SIGTERM)
+
+
+@needs_root
+async def test_nobody_waits_for_ever_for_a_detached_reaper_to_be_ready(tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        not_proven("how long a reaper may take to start", "there is no strace")
+    directory, log = tmp_path / "run", tmp_path / "log"
+    command = (find_reaper(), "--detach", "--slots=16", "--runtime-dir", directory)
+    tracer = ("strace", "-o", "/dev/null", "-e", "trace=poll", "-e", "inject=poll:retval=0:when=1")
+    with log.open("w") as stderr:
+        done = await trio.run_process([*tracer, *command], stderr=stderr, check=False)
+    assert done.returncode == EX_OSERR
+    assert f"event=start_failed errno={errno.ETIMEDOUT}" in log.read_text("utf-8")
+
+    async def restart() -> None:
+        assert not await spawn_reaper(find_reaper(), directory, options=("--slots=16",))
+
+    async with linked(directory / "reaper.sock", restart=restart) as link:
+        os.kill((await link.ping()).pid, signal.SIGTERM)
 
 
 async def test_a_reaper_that_cannot_start_says_why(tmp_path: Path) -> None:

@@ -153,11 +153,7 @@ class Connection:
             )
         except OSError as error:
             raise Disconnected(f"the agent closed the connection: {error.strerror}") from error
-        for level, kind, payload in control:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                received = array.array("i")
-                received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
-                self._fds.extend(received)
+        self._fds += descriptors_of(control)
         if flags & socket.MSG_CTRUNC:
             raise ProtocolError(f"the agent sent more than {FDS_MAX} descriptors")
         if not data:
@@ -184,6 +180,15 @@ class Replies:
         self.ended = not reply.continues
         _raise_error(reply)
         return reply.parameters
+
+
+def descriptors_of(control: Sequence[tuple[int, int, bytes]]) -> array.array[int]:
+    """The descriptors that came beside bytes."""
+    fds = array.array("i")
+    for level, kind, payload in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    return fds
 
 
 def _raise_error(reply: ReplyMessage) -> None:

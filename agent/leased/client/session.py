@@ -101,9 +101,22 @@ class Session:
 
     # ---- any method ----------------------------------------------------------------------------
 
-    async def ask(self, asked: Parameters, reply: type[R], *, timeout_s: float | None = None) -> R:
-        """Call the method of `asked` and return its reply."""
-        return (await self.ask_with_fds(asked, reply, timeout_s=timeout_s))[0]
+    async def ask(
+        self,
+        asked: Parameters,
+        reply: type[R],
+        *,
+        timeout_s: float | None = None,
+        pidfd_of: int | None = None,
+        prove: bool = False,
+    ) -> R:
+        """Like `ask_with_fds`, and close the descriptors of the reply."""
+        answer, fds = await self.ask_with_fds(
+            asked, reply, timeout_s=timeout_s, pidfd_of=pidfd_of, prove=prove
+        )
+        for fd in fds:
+            os.close(fd)
+        return answer
 
     async def ask_with_fds(
         self,
@@ -114,7 +127,8 @@ class Session:
         pidfd_of: int | None = None,
         prove: bool = False,
     ) -> tuple[R, list[int]]:
-        """Like `ask`, with the descriptors of the reply, which the caller then owns.
+        """Call the method of `asked`: its reply, and the descriptors of that, which the caller
+        then owns.
 
         `prove` sends a pidfd of this process where the kernel cannot tell the agent; `pidfd_of` one
         of another process.
@@ -222,10 +236,7 @@ class Session:
 
     async def join(self, lease_id: str) -> replies.JoinReply:
         """Move this process into the lease's cgroup."""
-        joined, fds = await self.join_with_fds(lease_id)
-        for fd in fds:
-            os.close(fd)
-        return joined
+        return await self.ask(parameters.Join(lease_id), replies.JoinReply, prove=True)
 
     async def join_with_fds(self, lease_id: str) -> tuple[replies.JoinReply, list[int]]:
         """Like `join`, with the lease's descriptors, which the caller then owns."""
@@ -269,9 +280,6 @@ class Session:
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _limit(self, timeout_s: float | None) -> _Limit:
-        return _Limit(self.timeout_s if timeout_s is None else timeout_s)
-
     async def _open(self) -> Connection:
         try:
             sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
@@ -304,8 +312,9 @@ class Session:
 
     async def _persist(self, once: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
         """`once`, again while the connection breaks. Raises CallTimeout after `timeout_s`."""
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
         backoff_s = _BACKOFF_S_FIRST
-        with self._limit(timeout_s):
+        with trio.move_on_after(limit_s):
             while True:
                 try:
                     return await once()
@@ -314,7 +323,7 @@ class Session:
                         raise
                 await trio.sleep(backoff_s * (1 - self.chance() / 2))
                 backoff_s = min(2 * backoff_s, _BACKOFF_S_MAX)
-        raise AssertionError("the limit either raises or the loop returns")
+        raise CallTimeout(f"the agent did not answer in {limit_s:g} s")
 
     async def _send(
         self, connection: Connection, message: bytes, pidfd_of: int | None, prove: bool
@@ -343,23 +352,6 @@ class Following(Generic[T]):
 
     async def __anext__(self) -> T:
         return self._decode(await self._raws.__anext__())
-
-
-class _Limit:
-    """A cancel scope that ends in CallTimeout."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._scope = trio.move_on_after(timeout_s)
-
-    def __enter__(self) -> trio.CancelScope:
-        return self._scope.__enter__()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
-        swallowed = bool(self._scope.__exit__(kind, error, trace))
-        if self._scope.cancelled_caught:
-            raise CallTimeout(f"the agent did not answer in {self._timeout_s:g} s")
-        return swallowed
 
 
 @asynccontextmanager

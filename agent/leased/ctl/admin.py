@@ -9,7 +9,6 @@ and whom it touched.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from leased.client import Session
@@ -156,11 +155,9 @@ async def adopt(options: argparse.Namespace, console: Console, session: Session)
     lease_id = await find_lease(session, options.lease)
     must_be_there(options.pid)
     asked = parameters.Adopt(lease_id=lease_id, command_id=session.command_id())
-    adopted, fds = await session.ask_with_fds(asked, replies.LeaseReply, pidfd_of=options.pid)
-    for fd in fds:
-        os.close(fd)
+    lease = (await session.ask(asked, replies.LeaseReply, pidfd_of=options.pid)).lease
     if options.json:
-        console.document({"lease": render.plain(adopted.lease), "pid": options.pid})
+        console.document({"lease": render.plain(lease), "pid": options.pid})
     else:
         console.say(f"process {options.pid} is in {render.short(lease_id)}")
     return 0

@@ -14,14 +14,13 @@ import os
 import signal
 from collections.abc import AsyncIterator
 
-import msgspec
 import trio
 
 from leased.client import Session
 from leased.client.holding import Holding
 from leased.ctl import render
 from leased.ctl.agent import find_lease, online
-from leased.ctl.asks import add_request, request
+from leased.ctl.asks import add_request, as_call, request
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_LEASE_LOST, InvalidParameter
@@ -58,10 +57,7 @@ async def adopt(options: argparse.Namespace, console: Console, session: Session)
     """Bring work under a lease, and keep that."""
     must_be_there(options.pid)
     asked = await _asked(options, console, session)
-    adopted, fds = await session.ask_with_fds(asked, replies.LeaseReply, pidfd_of=options.pid)
-    for fd in fds:
-        os.close(fd)
-    lease = adopted.lease
+    lease = (await session.ask(asked, replies.LeaseReply, pidfd_of=options.pid)).lease
     stays = options.lease is None and options.duration is None
     if options.json and not stays:
         console.document({"lease": render.plain(lease), "pid": options.pid})
@@ -89,10 +85,7 @@ async def _asked(
     for ask in wanted["resources"]:
         if ask["kind"] in WHOLE:
             ask.setdefault("shape", WHOLE[ask["kind"]])
-    try:
-        return msgspec.convert({**wanted, "command_id": command_id}, parameters.Adopt)
-    except msgspec.ValidationError as error:
-        raise InvalidParameter("request", str(error)) from error
+    return as_call({**wanted, "command_id": command_id}, parameters.Adopt)
 
 
 def must_be_there(pid: int) -> None:

@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+import msgspec
 
 from leased.client.amounts import MILLI, RATES, SIZES, size
 from leased.client.amounts import amount as amount
 from leased.terms import resource
 from leased.terms.errors import InvalidParameter
 from leased.wire import portrayal
+from leased.wire.parameters import Parameters
 
+C = TypeVar("C", bound=Parameters)
 DURATIONS: Final = {
     "ns": 1,
     "us": 1_000,
@@ -287,3 +291,11 @@ def request(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     if options.tag is not None:
         found["accounting_tag"] = tag(options.tag)
     return found, notes
+
+
+def as_call(asked: dict[str, Any], call: type[C]) -> C:
+    """A request as the struct that the call takes. Raises InvalidParameter."""
+    try:
+        return msgspec.convert(asked, call)
+    except msgspec.ValidationError as error:
+        raise InvalidParameter("request", str(error)) from error

@@ -11,7 +11,6 @@ Does not hold or renew the lease (`run`).
 
 from __future__ import annotations
 
-import array
 import errno
 import os
 import signal
@@ -24,13 +23,14 @@ import msgspec
 import trio
 
 from leased.client import Session
+from leased.client.connection import descriptors_of
 from leased.terms.errors import EX_OSERR, EX_SOFTWARE, LeasedError
 from leased.wire import objects
 
 EX_NOT_EXECUTABLE: Final = 126
 EX_NOT_FOUND: Final = 127
 _PACKET_BYTES: Final = 64 * 1024
-_FDS_MAX: Final = 64
+_FD_BYTES: Final = 4
 _NAME_OF: Final = {"memory": "LEASE_MEM_FDS", "block": "LEASE_BLOCK_FDS"}
 
 
@@ -42,7 +42,6 @@ class Orders(msgspec.Struct):
     lease_id: str
     socket: str
     timeout_s: float
-    environment: dict[str, str] = {}
 
 
 class Failure(msgspec.Struct):
@@ -60,11 +59,10 @@ class Child:
         self.pidfd = os.pidfd_open(pid)
         self._channel = channel
 
-    def begin(self, orders: Orders, fds: Sequence[int]) -> None:
+    def begin(self, orders: Orders, notices: int) -> None:
         """Tell the child to join and go. One that was ended while it waited tells by its status."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         with suppress(BrokenPipeError):
-            self._channel.sendmsg([msgspec.json.encode(orders)], rights)
+            socket.send_fds(self._channel, [msgspec.json.encode(orders)], [notices])
 
     async def outcome(self) -> Failure | None:
         """None once the command runs; why not, if it does not. Takes as long as joining takes."""
@@ -113,16 +111,17 @@ def fork_child(command: Sequence[str]) -> Child:
 
 def _become(channel: socket.socket, command: Sequence[str]) -> int:
     """The child's life up to exec; returns a status only if there is nothing to become."""
-    said, fds = _receive(channel)
+    space = socket.CMSG_SPACE(_FD_BYTES)
+    said, control, _, _ = channel.recvmsg(_PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
     if not said:
         return 0
     orders = msgspec.json.decode(said, type=Orders)
     try:
         joined = trio.run(join, orders.lease_id, orders.socket, orders.timeout_s)
-        [notices] = fds
+        [notices] = descriptors_of(control)
         os.set_inheritable(notices, True)
         told = {"LEASE_NOTIFY_FD": str(notices)}
-        execute(command, {**os.environ, **orders.environment, **joined, **told})
+        execute(command, {**os.environ, **joined, **told})
     except LeasedError as error:
         failure = Failure(f"cannot join lease {orders.lease_id[:8]}: {error}", error.exit_status)
     except OSError as error:
@@ -159,16 +158,6 @@ def not_executed(command: Sequence[str], error: OSError) -> tuple[str, int]:
         status = EX_NOT_EXECUTABLE
     named = os.fsencode(command[0]).decode("utf-8", "backslashreplace")
     return f"{named}: {error.strerror}", status
-
-
-def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
-    space = socket.CMSG_SPACE(_FDS_MAX * array.array("i").itemsize)
-    said, ancillary, _, _ = channel.recvmsg(_PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
-    received = array.array("i")
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            received.frombytes(content[: len(content) - len(content) % received.itemsize])
-    return said, list(received)
 
 
 def _inherited(items: Sequence[objects.LeaseFd], fds: Sequence[int]) -> dict[str, str]:

@@ -10,16 +10,13 @@ import argparse
 import os
 from typing import Final
 
-import msgspec
-
 from leased.client import Refused, Session
 from leased.ctl import render
 from leased.ctl.agent import await_answer, find_lease, find_lease_or_request, name_requeued, online
-from leased.ctl.asks import add_rank, add_request, parse_duration, request
+from leased.ctl.asks import add_rank, add_request, as_call, parse_duration, request
 from leased.ctl.console import Console, relative
 from leased.ctl.refusals import refusal_status, refusal_text
 from leased.ctl.usage_text import Verbs, verb
-from leased.terms.errors import InvalidParameter
 from leased.terms.moment import NS_PER_S
 from leased.terms.teardown import tell_failed
 from leased.wire import objects, parameters, replies
@@ -218,7 +215,7 @@ async def plan(options: argparse.Namespace, console: Console, session: Session) 
     await name_requeued(session, asked)
     for note in notes:
         console.note(note)
-    planned = await session.ask(parse_plan(asked), replies.PlanReply)
+    planned = await session.ask(as_call(asked, parameters.Plan), replies.PlanReply)
     if options.json:
         console.document(render.plain(planned))
     elif planned.grantable:
@@ -247,14 +244,6 @@ async def plan(options: argparse.Namespace, console: Console, session: Session) 
     if planned.refusal is not None:
         return refusal_status(planned.refusal)
     return 0
-
-
-def parse_plan(asked: dict[str, object]) -> parameters.Plan:
-    """A request as the struct that the call takes. Raises InvalidParameter."""
-    try:
-        return msgspec.convert(asked, parameters.Plan)
-    except msgspec.ValidationError as error:
-        raise InvalidParameter("request", str(error)) from error
 
 
 async def renew(options: argparse.Namespace, console: Console, session: Session) -> int:

@@ -16,7 +16,7 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import trio
@@ -26,7 +26,7 @@ from leased.client.holding import Holding
 from leased.ctl import child as children
 from leased.ctl import receipts, render
 from leased.ctl.agent import find_lease, name_requeued, online, socket_path
-from leased.ctl.asks import add_rank, add_request, request
+from leased.ctl.asks import add_rank, add_request, as_call, request
 from leased.ctl.child import Child, Orders
 from leased.ctl.console import Console, length
 from leased.ctl.forwarding import Forwarding
@@ -194,7 +194,8 @@ async def _acquire(
     await name_requeued(session, asked)
     for note in notes:
         console.note(note)
-    acquire = parse_acquire({**asked, "command_id": session.command_id(), "bind": bind})
+    asked |= {"command_id": session.command_id(), "bind": bind}
+    acquire = as_call(asked, parameters.Acquire)
     patience_s = session.timeout_s + (acquire.wait_ns or 0) / NS_PER_S
     refused: LeasedError | None = None
     granted: tuple[replies.AcquireReply, list[int]] | None = None
@@ -211,14 +212,6 @@ async def _acquire(
         raise refused
     assert granted is not None, "granted or refused"
     return granted
-
-
-def parse_acquire(asked: dict[str, Any]) -> parameters.Acquire:
-    """A request as the struct that the call takes. Raises InvalidParameter."""
-    try:
-        return msgspec.convert(asked, parameters.Acquire)
-    except msgspec.ValidationError as error:
-        raise InvalidParameter("request", str(error)) from error
 
 
 async def _tell_of_queue(session: Session, acquire: parameters.Acquire, console: Console) -> None:
@@ -251,14 +244,12 @@ def _run(options: argparse.Namespace, console: Console, command: Sequence[str]) 
 
 async def _run_child(options: argparse.Namespace, console: Console, child: Child) -> int:
     session = Session(socket_path(options), timeout_s=options.timeout)
-    begun = False
     try:
         granted, fds = await _acquire(options, console, session)
-        begun = True
-    finally:
-        if not begun:
-            session.close()
-            child.dismiss()
+    except BaseException:
+        session.close()
+        child.dismiss()
+        raise
     held = Holding(session, granted, fds)
     held.close()  # the command gets its own when it joins; we have no use for any
     try:
@@ -279,7 +270,7 @@ async def _hold(
     # From here on a signal is the command's: one that ended us alone would leave it behind.
     forwarding = Forwarding(child)
     forwarding.begin()
-    child.begin(orders, [notice_reader])
+    child.begin(orders, notice_reader)
     os.close(notice_reader)
     try:
         failure = await child.outcome()

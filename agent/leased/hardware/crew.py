@@ -392,9 +392,3 @@ def failure(answer: Answer) -> DeviceError:
     """What a call that failed says, as an error."""
     assert isinstance(answer, Failed), answer
     return DeviceError(answer.verb, answer.errno, answer.detail)
-
-
-def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors that nobody will get."""
-    for fd in fds:
-        os.close(fd)

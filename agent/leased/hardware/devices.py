@@ -39,7 +39,8 @@ from leased.hardware.calls import (
 from leased.hardware.census import Census
 from leased.hardware.clock import BootClock
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import Crew, close_all, failure, spread
+from leased.hardware.crew import Crew, failure, spread
+from leased.hardware.descriptors import close_all
 from leased.hardware.fittings import Fittings
 from leased.hardware.handing import Openings, open_memory
 from leased.hardware.observing import Observer
@@ -202,7 +203,7 @@ class Devices:
         try:
             return [*opened, *self.fittings.open(lease)]
         except DeviceError:
-            close_all([fd for _, fd in opened])
+            close_all(fd for _, fd in opened)
             raise
 
     async def withdraw(self, lease: Lease) -> tuple[StepReport, ...]:

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from leased.hardware import verbs, worker
+from leased.hardware.descriptors import ONE, close_all, taken
 from leased.terms.errors import DeviceError
 
 COMM = "leased-forks"
@@ -51,16 +52,15 @@ def serve(sock: socket.socket) -> None:
 
 def _serve_one(sock: socket.socket) -> bool:
     """One order; whether there was one. Raises OSError."""
-    raw, fds, _, _ = socket.recv_fds(sock, MESSAGE_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+    raw, control, _, _ = sock.recvmsg(MESSAGE_BYTES_MAX, ONE, socket.MSG_CMSG_CLOEXEC)
     if not raw:
         return False
     (number,), backend = ORDER.unpack_from(raw), raw[ORDER.size :].decode("ascii")
-    birth, pidfds = _born(backend, sock, fds)
+    birth, pidfds = _born(backend, sock, taken(control))
     try:
         socket.send_fds(sock, [BIRTH.pack(number, *birth)], pidfds)
     finally:
-        for pidfd in pidfds:
-            os.close(pidfd)
+        close_all(pidfds)
     return True
 
 

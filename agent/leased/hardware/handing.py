@@ -13,7 +13,7 @@ import errno
 from collections.abc import Sequence
 
 from leased.hardware import exclusion
-from leased.hardware.crew import close_all
+from leased.hardware.descriptors import close_all
 from leased.hardware.pieces import is_handed_out, memory_allotments
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
@@ -41,7 +41,7 @@ class Openings:
     def shut(self, lease_id: LeaseId) -> None:
         """The holder will not have it: whoever asks whether anybody still has the memory must not
         find us."""
-        close_all([fd for _, fd in self.take(lease_id)])
+        close_all(fd for _, fd in self.take(lease_id))
 
     def shut_all(self) -> None:
         """At the end."""
@@ -58,6 +58,6 @@ def open_memory(lease: Lease, fds: Sequence[int]) -> Handed:
             if is_handed_out(allotment):
                 opened.append((allotment.resource_id, exclusion.reopen(fd)))
     except OSError as error:
-        close_all([fd for _, fd in opened])
+        close_all(fd for _, fd in opened)
         raise DeviceError("handout", error.errno or errno.EIO, str(error)) from error
     return opened

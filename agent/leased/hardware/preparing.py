@@ -20,7 +20,8 @@ from leased.hardware import leaves
 from leased.hardware.adopting import Adoptions
 from leased.hardware.calls import CgroupFacts, Created, Leafed, MakeLeaf
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import CALLS_MAX, Crew, close_all, failure, spread
+from leased.hardware.crew import CALLS_MAX, Crew, failure, spread
+from leased.hardware.descriptors import close_all
 from leased.hardware.fittings import Fitted, Fittings
 from leased.hardware.handing import Handed, Openings
 from leased.hardware.pieces import (
@@ -176,7 +177,7 @@ class Preparer:
             self._openings.keep(case.lease.lease_id, case.opened)
             return _prepared(case)
         # All or nothing: what was made for a lease that failed goes away with its descriptors.
-        close_all([fd for _, fd in (*case.made.values(), *case.opened)])
+        close_all(fd for _, fd in (*case.made.values(), *case.opened))
         for piece in case.pieces:
             if piece.pool is not None and piece.index not in case.unanswered:
                 # Nobody else had it, unless it was to be an owner's (`rdma`).

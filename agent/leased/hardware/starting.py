@@ -25,6 +25,7 @@ from pathlib import Path
 
 import trio
 
+from leased.hardware.descriptors import ONE, close_all, taken
 from leased.hardware.forkserver import BIRTH, MESSAGE_BYTES_MAX, ORDER
 from leased.hardware.occupants import start_time
 from leased.hardware.worker import MESSAGE_BYTES_MAX as BATCH_BYTES_MAX
@@ -119,8 +120,7 @@ class Starter:
                 if number == self._number:
                     break
                 # Of an order that was given up: that worker has found its socket closed.
-                for pidfd in pidfds:
-                    os.close(pidfd)
+                close_all(pidfds)
         except EOFError:
             self._drop()
             raise
@@ -211,8 +211,8 @@ def _pair(bytes_max: int = 0) -> tuple[socket.socket, socket.socket]:
 def _receive(sock: socket.socket) -> tuple[int, int, int, list[int]]:
     """An answer: of which order, the worker's pid, an errno, its pidfd. Raises OSError,
     EOFError."""
-    raw, pidfds, flags, _ = socket.recv_fds(sock, MESSAGE_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+    raw, control, flags, _ = sock.recvmsg(MESSAGE_BYTES_MAX, ONE, socket.MSG_CMSG_CLOEXEC)
     if not raw:
         raise EOFError
     number, pid, failed = BIRTH.unpack(raw)
-    return number, pid, errno.EMFILE if flags & socket.MSG_CTRUNC else failed, pidfds
+    return number, pid, errno.EMFILE if flags & socket.MSG_CTRUNC else failed, taken(control)

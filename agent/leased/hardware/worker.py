@@ -49,6 +49,7 @@ from leased.hardware.calls import (
     Survey,
     Task,
 )
+from leased.hardware.descriptors import close_all, passing, taken
 from leased.hardware.instant import now_ns
 from leased.hardware.memory import read_pool
 from leased.hardware.scrubbing import scrub_batch
@@ -97,8 +98,7 @@ def send(sock: socket.socket, message: Batch | Answers, fds: Sequence[int]) -> N
     raw = _ENCODER.encode(message)
     if len(raw) > MESSAGE_BYTES_MAX:
         raise OSError(errno.EMSGSIZE, f"{len(raw)} bytes are more than {MESSAGE_BYTES_MAX}")
-    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([raw], control)
+    sock.sendmsg([raw], passing(fds))
 
 
 def receive_answers(sock: socket.socket, buffer: bytearray) -> tuple[Answers, list[int]]:
@@ -122,20 +122,14 @@ def result_of(answer: Result, returns: type[T]) -> T:
 
 
 def _receive(sock: socket.socket, buffer: bytearray) -> tuple[memoryview, list[int]]:
-    count, ancillary, flags, _ = sock.recvmsg_into(
-        [buffer], _CONTROL_BYTES, socket.MSG_CMSG_CLOEXEC
-    )
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    count, control, flags, _ = sock.recvmsg_into([buffer], _CONTROL_BYTES, socket.MSG_CMSG_CLOEXEC)
+    fds = taken(control)
     if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         raise DeviceError("worker_receive", errno.EMFILE, "descriptors were lost on the way")
     if count == 0:
         raise EOFError
-    return memoryview(buffer)[:count], fds.tolist()
+    return memoryview(buffer)[:count], fds
 
 
 # ---- one batch ---------------------------------------------------------------------------------
@@ -192,8 +186,7 @@ def _create(call: Create, made: list[int]) -> Created:
         status = os.fstat(fd)
     except OSError:
         # Nothing of a call that failed may travel: the descriptors behind it would be taken for it.
-        for one in own:
-            os.close(one)
+        close_all(own)
         raise
     made.extend(own)
     return Created(status.st_dev, status.st_ino, status.st_blocks, now_ns())
@@ -268,8 +261,7 @@ def serve(sock: socket.socket) -> None:
         except (BrokenPipeError, ConnectionResetError):
             return  # the agent has gone; what was made goes with us
         finally:
-            for fd in (*fds, *made):
-                os.close(fd)
+            close_all((*fds, *made))
 
 
 def _tell(

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from leased.hardware.descriptors import close_all
 from leased.ports import Access
 from leased.terms.identity import LeaseId
 
@@ -79,8 +80,7 @@ class Custodian:
         held = self._held.pop(lease_id, None)
         if held is None:
             return
-        for fd in held.fds:
-            os.close(fd)
+        close_all(held.fds)
         if held.pidfd is not None:
             os.close(held.pidfd)
 

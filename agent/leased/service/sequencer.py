@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The spine: one task through which every change passes, in seven steps.
 
-Rule: propose -> seal -> append -> anchor -> commit -> reply -> tell. Nobody else touches the lessor
+Rule: propose -> seal -> append -> anchor -> tell -> reply -> begin. Nobody else touches the lessor
 or the sealer, so there is no lock. `propose` applies its events to the table at once: from there on
 the only way back is the end of the process, which is what an error in sealing or committing is (it
 leaves `run` as an exception, and recovery decides). Questions travel the same channel and are

@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -55,10 +56,10 @@ async def answered(sock: socket.socket) -> None:
 
 
 def sockets_of(pid: int) -> list[str]:
-    """The sockets that a process has, besides those that everybody inherits."""
+    """The numbers of the sockets that a process has, besides those that everybody inherits."""
     fds = f"/proc/{pid}/fd"
-    found = [os.readlink(f"{fds}/{number}") for number in os.listdir(fds) if int(number) > 2]
-    return [name for name in found if name.startswith("socket:")]
+    numbers = [number for number in os.listdir(fds) if int(number) > 2]
+    return [one for one in numbers if os.readlink(f"{fds}/{one}").startswith("socket:")]
 
 
 async def test_a_worker_has_its_own_socket_and_no_others(starter: Starter) -> None:
@@ -72,6 +73,18 @@ async def test_a_worker_has_its_own_socket_and_no_others(starter: Starter) -> No
     assert second.wait(ENDS_S)
     first.close()
     second.close()
+
+
+async def test_what_comes_with_a_workers_birth_is_closed_by_exec(starter: Starter) -> None:
+    """A vendor's library may start programs of its own: they would keep the worker's socket."""
+    sock, child = await starter.start()
+    await answered(sock)
+    [its] = sockets_of(child.pid)
+    flags = Path(f"/proc/{child.pid}/fdinfo/{its}").read_text("ascii").split("flags:")[1].split()[0]
+    assert int(flags, 8) & os.O_CLOEXEC and not os.get_inheritable(child._pidfd)
+    sock.close()
+    assert child.wait(ENDS_S)
+    child.close()
 
 
 async def test_those_that_end_are_buried_and_the_next_one_comes_of_the_same_server(

@@ -194,7 +194,7 @@ async def test_how_many_wait_is_told_in_each_round(
             agent.submit_turn(Acquire(host.command_id(), ACME, core, 600 * NS_PER_S, **waits))
         await trio.sleep(1)
         assert told(await agent.telemetry.sample()) == [2]
-        assert b"\nleased_queue_depth{resource=\"agent\"} 2\n" in agent.telemetry.expose()
+        assert 'leased_queue_depth{resource="agent"} 2' in agent.telemetry.expose()
         await trio.sleep(60)
         assert told(await agent.telemetry.sample()) == [0]
     assert told(await telemetry_of(host).sample()) == [], "who cannot tell says nothing"

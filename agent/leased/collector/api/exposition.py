@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Prometheus text format: families of samples as lines.
+"""Families of Prometheus whose samples are exact numbers.
 
-Rule: a family is declared once, with its type and what it means; samples in the order of their
-labels. A value is written exactly: integers and decimals as they are.
+Rule: a value is written exactly, integers and decimals as they are; a fraction to nine digits.
 
-Does not know what is measured (`metrics`).
+Does not know what is measured (`metrics`), nor how a line is written (`terms.exposition`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
-MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+from leased.terms import exposition
+
 Value = int | Decimal | Fraction
 Samples = Mapping[tuple[str, ...], Value]
 _DIGITS: Final = 9
@@ -22,21 +22,13 @@ _DIGITS: Final = 9
 
 def family(
     name: str, kind: str, meaning: str, labels: tuple[str, ...], samples: Samples
-) -> Iterable[str]:
+) -> Iterator[str]:
     """The lines of one family; none if it has no samples."""
-    if not samples:
-        return
-    yield f"# HELP {name} {meaning}"
-    yield f"# TYPE {name} {kind}"
-    for values, value in sorted(samples.items()):
-        pairs = ",".join(
-            f'{label}="{_escaped(one)}"' for label, one in zip(labels, values, strict=True)
-        )
-        yield f"{name}{'{' + pairs + '}' if pairs else ''} {_number(value)}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+    told = (
+        (tuple(zip(labels, values, strict=True)), _number(value))
+        for values, value in samples.items()
+    )
+    return exposition.family(name, kind, meaning, told)
 
 
 def _number(value: Value) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.tally import Tally
-from leased.collector.api.exposition import MEDIA_TYPE, Samples, family
+from leased.collector.api.exposition import Samples, family
 from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.api.views import Views
 from leased.collector.archive.floor import Floor
@@ -32,6 +32,7 @@ from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
 from leased.economics.waste import Judged
+from leased.terms.exposition import MEDIA_TYPE
 from leased.terms.lease import SYNTHETIC, Priority
 from leased.terms.resource import ResourceKind, TierKind
 

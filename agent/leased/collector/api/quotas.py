@@ -29,6 +29,7 @@ from leased.collector.api.shown import (
     ScheduleSeen,
     SchedulesSeen,
     instant,
+    number_before,
     page,
     quantities,
     terms_seen,
@@ -293,14 +294,12 @@ class Quotas:
 
     def changes(self, call: Call) -> Answer:
         """The sealed changes, the newest first."""
-        tenant, cursor = call.query.tenant, call.query.cursor
+        tenant = call.query.tenant
         if tenant is None:
             call.caller.require_all()
         else:
             call.caller.require_tenant(tenant)
-        if cursor is not None and not (cursor.isascii() and cursor.isdecimal()):
-            raise Problem(422, "Not a cursor of these pages.", parameter="cursor")
-        before = int(cursor[:18]) if cursor is not None else None
+        before = number_before(call.query.cursor)
         found = self._register.changes(before=before, count=call.query.limit, tenant=tenant)
         full = len(found) == call.query.limit and found[-1].change.sequence > 0
         following = str(found[-1].change.sequence) if full else None

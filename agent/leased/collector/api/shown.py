@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown: the answers about quotas, and how times and quantities are written.
+"""What is shown: the answers about quotas, how times and quantities are written, and the pages of a
+list.
 
 Rule: numbers are numbers where the documented samples have them; instants are RFC 3339 in UTC;
 names and nesting are those of the samples, and what is added is only added.
@@ -56,6 +57,15 @@ def page(
     if len(rows) <= limit:
         return shown, None
     return shown, urlsafe_b64encode(key(shown[-1]).encode()).decode()
+
+
+def number_before(cursor: str | None) -> int | None:
+    """Where rows are numbered, the newest first: the number that this page begins below."""
+    if cursor is None:
+        return None
+    if not (cursor.isascii() and cursor.isdecimal()):
+        raise Problem(422, "Not a cursor of these pages.", parameter="cursor")
+    return int(cursor[:18])
 
 
 class TermsSeen(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from msgspec import Meta
 from leased.collector.api import forms
 from leased.collector.api.problems import Problem
 from leased.collector.api.routes import Answer, Call, Caller, Route, Scope
-from leased.collector.api.shown import instant, page
+from leased.collector.api.shown import instant, number_before, page
 from leased.collector.webhooks.outbox import Delivery, Outbox, Webhook
 from leased.collector.webhooks.receivers import NoWebhook, Receivers, TooMany
 from leased.terms.quantity import parse_instant
@@ -270,10 +270,7 @@ class Webhooks:
     def deliveries(self, call: Call) -> Answer:
         """What became of what it was to hear."""
         webhook, query = self._find(self._read, call), call.query
-        cursor = query.cursor
-        if cursor is not None and not (cursor.isascii() and cursor.isdecimal()):
-            raise Problem(422, "Not a cursor of these pages.", parameter="cursor")
-        before = int(cursor[:18]) if cursor is not None else None
+        before = number_before(query.cursor)
         found = self._read.outbox.deliveries(
             webhook.id, state=query.state, before=before, count=query.limit
         )

@@ -30,7 +30,7 @@ from leased.service.fleet.routes import AuditRoutes, refuse
 from leased.service.fleet.tls import load
 from leased.service.log.room import state_of
 from leased.service.sequencer import Told
-from leased.service.telling import exposition
+from leased.service.telling import metrics
 from leased.service.telling.narration import CRITICAL
 from leased.terms.command import Command
 from leased.terms.errors import CallerError, ConfigError, StateError
@@ -202,4 +202,5 @@ def make_fleet(agent: Agent) -> Fleet:
 
 def _metrics(agent: Agent) -> str:
     """What the agent says of itself, then every sample that is fresh."""
-    return exposition.write(exposition.of_agent(agent)) + agent.telemetry.expose().decode()
+    lines = (*metrics.expose(agent), *agent.telemetry.expose())
+    return "".join(f"{line}\n" for line in lines)

@@ -25,6 +25,7 @@ from leased.service.fleet.countersigning import Countersigning, Denied
 from leased.service.fleet.pulling import PulledLog
 from leased.service.fleet.web import Answer, Request
 from leased.terms.errors import CallerError, ChainError, StateError
+from leased.terms.exposition import MEDIA_TYPE
 from leased.terms.moment import NS_PER_MS
 
 PREFIX: Final = "/audit/v1/"
@@ -36,7 +37,6 @@ WAIT_MS_MAX: Final = WAIT_NS_MAX // NS_PER_MS
 RECORDS_TYPE: Final = "application/vnd.leased.records"
 TEXT_TYPE: Final = "text/plain; charset=utf-8"
 PROBLEM_TYPE: Final = "application/problem+json"
-METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 NO_STORE: Final = ("Cache-Control", "no-store")
 IMMUTABLE: Final = ("Cache-Control", "private, max-age=31536000, immutable")
 
@@ -167,7 +167,7 @@ class AuditRoutes:
 
     async def _tell_metrics(self, request: Request) -> Answer:
         _only(request)
-        return Answer(200, self._metrics().encode(), METRICS_TYPE, (NO_STORE,))
+        return Answer(200, self._metrics().encode(), MEDIA_TYPE, (NO_STORE,))
 
     async def _list_logs(self, request: Request) -> Answer:
         _only(request)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import errno
 import mmap
-import os
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from leased.hardware import verbs
+from leased.hardware.descriptors import close_all
 from leased.ports import Revocable
 from leased.service.reaper import protocol
 from leased.terms.identity import LeaseId
@@ -68,8 +68,7 @@ class Board:
         except (OSError, ValueError, IndexError):
             return None
         finally:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
 
     def renew(
         self, moves: Sequence[tuple[LeaseId, int, int]], held_by: Mapping[LeaseId, Hold]

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
-from array import array
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Final, NamedTuple, Protocol
 
 import trio
 
+from leased.hardware.descriptors import close_all, passing, taken
 from leased.service.reaper import protocol
 from leased.service.reaper.tickets import Chunk, Ticket
 from leased.terms.errors import DeviceError, ProtocolError
@@ -223,13 +222,9 @@ class Exchange:
 
     async def _send(self, sock: socket.socket, packet: bytes, chunks: list[Chunk]) -> None:
         fds = [fd for chunk in chunks for fd in chunk.fds]
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
         while True:
             try:
-                if rights:
-                    sock.sendmsg([packet], rights)
-                else:
-                    sock.send(packet)
+                sock.sendmsg([packet], passing(fds))
                 return
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(sock)
@@ -256,8 +251,8 @@ class Exchange:
 
     def _receive(self, sock: socket.socket) -> bool:
         """Take one packet; False when the connection has ended or must end."""
-        length, ancillary, _, _ = sock.recvmsg_into([self._room], _CONTROL, socket.MSG_CMSG_CLOEXEC)
-        fds = _received_fds(ancillary)
+        length, control, _, _ = sock.recvmsg_into([self._room], _CONTROL, socket.MSG_CMSG_CLOEXEC)
+        fds = tuple(taken(control))
         if length == 0:
             return False
         try:
@@ -326,17 +321,3 @@ class Exchange:
         tickets = [chunk.ticket for chunks, _ in self._sent.values() for chunk in chunks]
         tickets += [chunk.ticket for chunk in self._waiting]
         return tickets + self._owner.waiting_tickets()
-
-
-def _received_fds(ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[int, ...]:
-    fds = array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return tuple(fds)
-
-
-def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors."""
-    for fd in fds:
-        os.close(fd)

@@ -22,10 +22,11 @@ from typing import Final, NamedTuple
 
 import trio
 
+from leased.hardware.descriptors import close_all
 from leased.ports import Arming
 from leased.service.reaper import protocol
 from leased.service.reaper.board import Board, Hold
-from leased.service.reaper.exchange import ARMS_PER_PACKET, Exchange, Page, close_all
+from leased.service.reaper.exchange import ARMS_PER_PACKET, Exchange, Page
 from leased.service.reaper.tickets import Chunk, Repeat, Ticket, as_error
 from leased.terms.errors import DeviceError, InvalidParameter
 from leased.terms.identity import ID_BYTES, LeaseId

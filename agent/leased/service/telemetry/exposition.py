@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exposition: samples as Prometheus reads them (text format 0.0.4).
+"""The exposition: samples of telemetry as families of Prometheus.
 
 Rule: names and units follow the mapping that OpenTelemetry defines for Prometheus, so that a series
 is called the same whichever way it came. A sample that has gone stale is left out: Prometheus ends
@@ -10,9 +10,10 @@ Pure. Does not serve anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
+from leased.terms.exposition import Labels, family
 from leased.terms.sample import Sample
 from leased.terms.series import SERIES, Series
 
@@ -27,21 +28,16 @@ _UNITS: Final = {
 }
 
 
-def expose(samples: Iterable[Sample]) -> bytes:
-    """The body of an answer to a scrape: these samples, which are all fresh."""
-    families: dict[str, list[str]] = {}
+def expose(samples: Iterable[Sample]) -> Iterator[str]:
+    """The lines of an answer to a scrape: these samples, which are all fresh."""
+    families: dict[str, list[tuple[Labels, str]]] = {}
     for sample in samples:
-        series = SERIES[sample.name]
-        line = f"{family_of(series)}{_labels(sample)} {_value(sample.value, series)}"
-        families.setdefault(sample.name, []).append(line)
-    lines: list[str] = []
+        one = (_labels(sample), _value(sample.value, SERIES[sample.name]))
+        families.setdefault(sample.name, []).append(one)
     for name in sorted(families):
         series = SERIES[name]
-        family = family_of(series)
-        lines.append(f"# HELP {family} {series.says}")
-        lines.append(f"# TYPE {family} {'counter' if series.counter else 'gauge'}")
-        lines.extend(sorted(families[name]))
-    return "".join(f"{line}\n" for line in lines).encode()
+        kind = "counter" if series.counter else "gauge"
+        yield from family(family_of(series), kind, series.says, families[name])
 
 
 def family_of(series: Series) -> str:
@@ -57,18 +53,14 @@ def family_of(series: Series) -> str:
     return "_".join(words)
 
 
-def _labels(sample: Sample) -> str:
+def _labels(sample: Sample) -> Labels:
     pairs = [(key.replace(".", "_"), value) for key, value in sample.attributes]
     if sample.resource_id:
         pairs.append(("resource", sample.resource_id))
     if sample.lease_id is not None:
         pairs.append(("lease", sample.lease_id.hex()))
         pairs.append(("tenant", sample.tenant))
-    return "{" + ",".join(f'{key}="{_escaped(value)}"' for key, value in pairs) + "}"
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return tuple(pairs)
 
 
 def _value(value: int, series: Series) -> str:

@@ -102,7 +102,7 @@ class Telemetry:
             turns = CLOSELY_EVERY  # what the drive itself said
         return now_ns - sample.sampled_ns <= (2 * turns + 1) * self.interval_ns // 2
 
-    def expose(self) -> bytes:
+    def expose(self) -> Iterator[str]:
         """The newest samples as Prometheus reads them, without those that have gone stale."""
         now_ns = self._clock.now().boot_ns
         return expose(one for one in self._newest.values() if self.is_fresh(one, now_ns))

@@ -13,7 +13,6 @@ Does not say what an event means (`narration`), and is never the record: that is
 
 from __future__ import annotations
 
-import array
 import errno
 import fcntl
 import os
@@ -25,6 +24,7 @@ from typing import Final
 
 import trio
 
+from leased.hardware.descriptors import passing
 from leased.service.config import JournaldCopy
 from leased.service.sequencer import Told
 from leased.service.telling.narration import (
@@ -229,10 +229,8 @@ class Journald:
             with open(fd, "wb", closefd=False) as file:
                 file.write(datagram)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-            self._socket.sendmsg(
-                [], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, self._address
-            )
+            flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+            self._socket.sendmsg([], passing([fd]), flags, self._address)
             return True
         except OSError:
             return False
