@@ -24,6 +24,7 @@ from leased.collector.accounts.answers import (
     UsageReport,
     line_item,
 )
+from leased.collector.accounts.corrections import corrections_of
 from leased.collector.accounts.cost_answers import chargeback_of, costs_of, interval_of
 from leased.collector.accounts.cost_shares import GroupBy, money
 from leased.collector.accounts.focus import focus_csv, focus_rows
@@ -269,22 +270,13 @@ class Accounts:
         earlier = [one for one in bills if one.period < month and int(one.from_ns) >= begin_ns]
         # A month that is billed late does not charge again what a later one has corrected.
         others = [bill for bill in bills if bill.period != month]
-        found = []
-        for bill in earlier:
-            period = Month(bill.period, int(bill.from_ns), int(bill.to_ns))
-            before = [(text, units(amount, bill.decimals)) for text, amount in bill.corrections]
-            again = self._compute(tenant, period, terms_of(bill.terms), before)
-            name = f"Correction of {bill.period}"
-            off = units(again.total, bill.decimals) - units(bill.total, bill.decimals)
-            off -= sum(
-                units(amount, one.decimals)
-                for one in others
-                for text, amount in one.corrections
-                if text == name
-            )
-            if off:
-                found.append((name, off))
-        return found
+        return list(corrections_of(earlier, others, self.terms, self._again))
+
+    def _again(self, bill: Bill) -> Bill:
+        """An issued bill as it would be by now."""
+        period = Month(bill.period, int(bill.from_ns), int(bill.to_ns))
+        before = [(text, units(amount, bill.decimals)) for text, amount in bill.corrections]
+        return self._compute(bill.tenant, period, terms_of(bill.terms), before)
 
     def _compute(
         self, tenant: str, period: Month, terms: Terms, corrections: list[tuple[str, int]]
