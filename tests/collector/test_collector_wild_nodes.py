@@ -4,7 +4,11 @@ else's. Root on a node may seal what it likes; the archive keeps that for good."
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
+from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +21,18 @@ from leased.chain.note import Checkpoint, NoteKey, write_note
 from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
 from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.periods import DAY_NS
+from leased.collector.api.books import Books
 from leased.collector.archive.archive import Archive, LogEntry, Page
 from leased.collector.archive.manifest import Manifest
 from leased.collector.archive.manifests import share
 from leased.collector.demo import Wish, make_fleet
 from leased.collector.enrolment import enrol
 from leased.collector.ingest import Pinned
+from leased.collector.main import main
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
+from leased.ctl.console import Console
 from leased.economics.contracts import Terms
 from leased.terms import event as e
 from leased.terms.errors import ChainError, ConfigError
@@ -119,6 +127,43 @@ def test_what_one_node_says_ends_nobody_elses_bill(tmp_path: Path) -> None:
         assert bills(tmp_path / "state") == before
     finally:
         archive.close()
+
+
+def lately(state: Path) -> dict[str, Any]:
+    """What everybody cost in the last 30 days, by the verb and by whoever the server asks."""
+    out = io.StringIO()
+    assert main(("--state", str(state), "costs", "--json"), Console(out, out)) == 0
+    books = Books(state, Terms, print)
+    while books._follow():
+        pass
+    books._refresh()
+    served = books.ask(lambda accounts: accounts.costs(accounts.last("30d")))
+    assert served is not None
+    told: dict[str, Any] = json.loads(out.getvalue(), parse_float=Decimal)
+    assert told["total_cost"] == served.total_cost
+    return told
+
+
+def test_a_node_whose_clock_is_ahead_tells_nobody_else_what_time_it_is(tmp_path: Path) -> None:
+    """Its host booted ten years ahead: what it seals is of then, until then."""
+    state = tmp_path / "state"
+    with closing(Archive(state)) as archive:
+        make_fleet(archive, Wish(nodes=2, days=35, seed=7, until_ns=UNTIL_NS, leases_per_day=12))
+        before = lately(state)
+        records = [(one, moment_at(at)) for at, one in enumerate([started(), *lease_life(1)])]
+        keep(
+            archive,
+            1,
+            [
+                (event, msgspec.structs.replace(at, wall_ns=at.wall_ns + 3650 * DAY_NS))
+                for event, at in records
+            ],
+        )
+        after = lately(state)
+    assert before["total_cost"] > 1000
+    for name in ("total_cost", "by_tenant", "interval", "period"):
+        assert after[name] == before[name]
+    assert after["reach"]["as_of"] == before["reach"]["as_of"]
 
 
 @pytest.mark.parametrize("amount", [-1, AMOUNT_MAX + 1, 2**64 - 1])

@@ -47,6 +47,9 @@ from leased.terms.identity import parse_tenant
 from leased.terms.lease import AccountingTag
 
 TOP: Final = 10
+AHEAD_NS: Final = HOUR_NS
+"""Of a clock that is kept, and of who has no other: usage is by the hour."""
+
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _Answer = TypeVar("_Answer")
 
@@ -73,12 +76,16 @@ class Accounts:
         source: Source,
         terms: Terms,
         invoices: Invoices | None = None,
+        *,
+        clock_ns: int | None = None,
     ) -> None:
-        """`invoices` are the bills that were issued; None: nothing ever was."""
+        """`invoices` are the bills that were issued; None: nothing ever was. `clock_ns` is the time
+        by the clock of whoever asks; None: there is none."""
         self.source = source
         self.terms = terms
         self._retired = frozenset(terms.retired_nodes)
         self.invoices = invoices
+        self._clock_ns = clock_ns
         self._once = Once()
 
     def once(self, key: Hashable, answer: Callable[[Accounts], _Answer]) -> _Answer:
@@ -92,7 +99,18 @@ class Accounts:
     # ---- when ---------------------------------------------------------------------------------
 
     def now_ns(self) -> int:
-        """The newest record of any node. Raises NoData."""
+        """The newest record of any node. One of a time to come is of a clock that was ahead, and
+        tells nobody else what time it is; unless most are, and the clock of whoever asks is behind.
+        Raises NoData."""
+        newest_ns = self.newest_ns()
+        if self._clock_ns is None or newest_ns <= self._clock_ns + AHEAD_NS:
+            return newest_ns
+        said = [node.watermark_ns for node in self.source.nodes()]
+        past = [at_ns for at_ns in said if at_ns <= self._clock_ns + AHEAD_NS]
+        return max(past) if 2 * len(past) >= len(said) else newest_ns
+
+    def newest_ns(self) -> int:
+        """The newest record of any node, of whatever time. Raises NoData."""
         nodes = self.source.nodes()
         if not nodes:
             raise NoData("no node has been pulled yet: enrol one and wait for its first page")
@@ -131,7 +149,7 @@ class Accounts:
     def month(self, text: str, tenant: str | None = None) -> Month:
         """A month in the tenant's time zone. Raises InvalidParameter, NoData."""
         month = self.zoned(text, tenant)
-        if month.from_ns > self.now_ns() or month.to_ns <= self.source.first_ns():
+        if month.from_ns > self.newest_ns() or month.to_ns <= self.source.first_ns():
             raise NoData(f"month: no node has a record of {text}")
         return month
 
