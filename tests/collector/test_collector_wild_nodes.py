@@ -32,8 +32,11 @@ from leased.collector.ingest import Pinned
 from leased.collector.main import main
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
+from leased.collector.planning.forecast import forecast
+from leased.collector.planning.reserving import reservations
 from leased.ctl.console import Console
 from leased.economics.contracts import Terms
+from leased.economics.hourly import HOUR_NS
 from leased.terms import event as e
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.moment import Moment
@@ -164,6 +167,33 @@ def test_a_node_whose_clock_is_ahead_tells_nobody_else_what_time_it_is(tmp_path:
     for name in ("total_cost", "by_tenant", "interval", "period"):
         assert after[name] == before[name]
     assert after["reach"]["as_of"] == before["reach"]["as_of"]
+
+
+def planned(archive: Archive) -> Any:
+    """What to expect and to reserve."""
+    Store(archive.directory).refresh(archive)
+    accounts = Accounts(StoreSource(Store(archive.directory).rollups), Terms())
+    expected, worth = forecast(accounts, "31d"), reservations(accounts, "90d")
+    return expected.history_days, expected.predictions, worth.recommendations
+
+
+def test_a_host_that_began_by_an_old_clock_is_no_history_of_a_fleet(tmp_path: Path) -> None:
+    """It has none while it is off, and was told what time it is after its first records."""
+    with closing(Archive(tmp_path)) as archive:
+        make_fleet(archive, Wish(nodes=1, days=35, seed=7, until_ns=UNTIL_NS, leases_per_day=12))
+        before = planned(archive)
+        begun = [started(), *lease_life(1), e.ClockStepped(started().event_id, UNTIL_NS)]
+        records = [(one, moment_at(at)) for at, one in enumerate(begun)]
+        old_ns = UNTIL_NS - 400 * DAY_NS
+        walls = [*range(old_ns, old_ns + len(records) - 1), UNTIL_NS - HOUR_NS]
+        told = zip(records, walls, strict=True)
+        keep(
+            archive,
+            1,
+            [(one, msgspec.structs.replace(at, wall_ns=wall_ns)) for (one, at), wall_ns in told],
+        )
+        assert planned(archive) == before
+    assert before[0] == 35 and before[1] and before[2]
 
 
 @pytest.mark.parametrize("amount", [-1, AMOUNT_MAX + 1, 2**64 - 1])
