@@ -21,6 +21,7 @@ from leased.chain.note import Checkpoint, NoteKey, write_note
 from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
 from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.invoices import Invoices
 from leased.collector.accounts.periods import DAY_NS
 from leased.collector.api.books import Books
 from leased.collector.archive.archive import Archive, LogEntry, Page
@@ -130,6 +131,27 @@ def test_what_one_node_says_ends_nobody_elses_bill(tmp_path: Path) -> None:
         assert bills(tmp_path / "state") == before
     finally:
         archive.close()
+
+
+def test_a_tenant_that_nobody_may_be_called_keeps_nobody_from_a_bill(tmp_path: Path) -> None:
+    until_ns, names = UNTIL_NS + 2 * DAY_NS, ("", "a\nb", "n\0", "../../../x", "y" * 300, "ü")
+    with closing(Archive(tmp_path)) as archive:
+        make_fleet(archive, Wish(nodes=1, days=5, seed=7, until_ns=until_ns, leases_per_day=12))
+        granted = lease_life(1)[0]
+        for number, name in enumerate(names, 1):
+            whose = msgspec.structs.replace(granted.subject, tenant=name)
+            told = [started(), msgspec.structs.replace(granted, subject=whose)]
+            records = [(one, moment_at(at)) for at, one in enumerate(told)]
+            keep(
+                archive,
+                number,
+                [(one, msgspec.structs.replace(at, wall_ns=until_ns)) for one, at in records],
+            )
+        Store(tmp_path).refresh(archive)
+        accounts = Accounts(StoreSource(Store(tmp_path).rollups), Terms(), Invoices(tmp_path))
+        assert set(names) < set(accounts.source.tenants())
+        issued = {bill.tenant for bill in accounts.issue("2025-12")}
+    assert len(issued) > 2 and issued.isdisjoint(names)
 
 
 def lately(state: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
-from leased.terms.identity import parse_tenant
+from leased.terms.identity import is_tenant, parse_tenant
 from leased.terms.lease import AccountingTag
 
 TOP: Final = 10
@@ -251,7 +251,8 @@ class Accounts:
     def billed(self, month: str) -> list[str]:
         """Whom a month is billed to: who ever had a lease, and who agreed to a fee or a minimum,
         used or not. Raises NoData if it is of none of them."""
-        had = frozenset(self.source.tenants())
+        # Root on a node may have sealed any name, and is not to keep others from their bills.
+        had = frozenset(filter(is_tenant, self.source.tenants()))
         found: list[str] = []
         why: NoData | None = None
         for tenant in sorted(had.union(contract.tenant for contract in self.terms.contracts)):
