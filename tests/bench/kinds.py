@@ -8,7 +8,9 @@ agent publishes for the kind is printed beside what was measured, and so is what
 takes to end such a holder (cgroup.kill until it has ended, nobody of ours involved): no cut can be
 sooner. A namespace's cut is a call of device-mapper's driver, which waits for the processors of the
 whole machine (two grace periods of SRCU): at the very deadline of each lease somebody beside it has
-the driver suspend a mapping that is nobody's, on nothing, and no cut can be sooner than that.
+the driver suspend a mapping that is nobody's, on nothing, and no cut can be sooner than that. With
+memory over RDMA an owner of the driver's objects dies beside the holder: in turns with the leases
+the kernel alone ends such a holder and such an owner, of the same objects on the same device.
 
 A lease is had for long, and its deadline is set when its holder is there: rounds wait for nothing
 but what is measured. Does not lend what the operator of the machine has not named: a namespace is
@@ -22,14 +24,18 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leased.ctl import asks
+from leased.hardware import leaves
 from leased.hardware.block import verbs as block
+from leased.hardware.rdma.calls import Prepare
+from leased.hardware.rdma.carrying import prepare
+from leased.hardware.rdma.config import RdmaConfig, Windows
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from tests.bench.expiry import lags, percentiles
 from tests.bench.loadgen import Figures
@@ -62,6 +68,9 @@ LEFT_NS = 500 * NS_PER_MS
 
 CLOSED_S_MAX = 120
 
+RDMA = "mem:rdma-"
+REGION_BYTES = 4 << 20
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -82,7 +91,7 @@ KINDS = (
     Kind("namespace, encrypted", asks.block("32MiB"), "block:"),
     Kind("namespace, raw, zeroed", asks.block("32MiB,raw"), "block:raw"),
     Kind("device-dax", asks.memory("16MiB,dax"), "mem:dax"),
-    Kind("memory over RDMA", asks.memory("4MiB,rdma"), "mem:rdma"),
+    Kind("memory over RDMA", asks.memory(f"{REGION_BYTES >> 20}MiB,rdma"), RDMA),
 )
 
 
@@ -93,17 +102,19 @@ def measure_kinds(directory: Path, *, rounds: int, say: Callable[[str], None]) -
     agent.start()
     try:
         for kind in KINDS:
-            bounds = _published(agent, kind)
-            if bounds is None:
+            offered = _published(agent, kind)
+            if offered is None:
                 say(f"NOT MEASURED: {kind.name}: this machine offers none")
                 continue
             alone_ns, leases = [], set()
-            with _twin(kind) as twin:
+            resource_id, bounds = offered
+            with _twin(kind, resource_id) as twin:
                 for _ in range(rounds):
                     leases.add(_hold_past_the_deadline(agent, kind, twin))
                     alone_ns.append(_end_by_kernel_alone())
+                    twin.in_turn()
             alone = percentiles("kernel_alone", alone_ns)
-            if twin is not None:
+            if twin.took_ns:
                 alone |= percentiles("driver_alone", twin.took_ns)
             measured.append((kind, bounds | alone, leases))
             say(f"{kind.name}: {rounds} leases have ended")
@@ -127,14 +138,15 @@ def _figures(
     return figures
 
 
-def _published(agent: RunningAgent, kind: Kind) -> Figures | None:
-    """The bounds of the first resource that is offered; None if there is none."""
+def _published(agent: RunningAgent, kind: Kind) -> tuple[str, Figures] | None:
+    """The first resource that is offered, and its bounds; None if there is none."""
     inventory = agent.call("io.leased.Device.List")
     for one in inventory["resources"]:
         named = one["resource_id"].startswith(kind.prefix)
         if named and one["resource_id"].endswith(kind.suffix) and _room(one) > 0:
             said = one["bounds"]
-            return {"cut_bound_ns": said["cut_ns"], "whole_bound_ns": sum(said.values())}
+            bounds = {"cut_bound_ns": said["cut_ns"], "whole_bound_ns": sum(said.values())}
+            return one["resource_id"], bounds
     return None
 
 
@@ -144,6 +156,23 @@ def _room(resource: dict[str, Any]) -> int:
 
 
 class Twin:
+    """What a driver takes for something of nobody's that is like what is leased."""
+
+    def __init__(self) -> None:
+        self.took_ns: list[int] = []
+
+    def beside(self, deadline_ns: int) -> AbstractContextManager[None]:
+        """At the deadline of a lease, whatever is done in the `with`."""
+        return nullcontext()
+
+    def in_turn(self) -> None:
+        """After a lease."""
+
+    def close(self) -> None:
+        """Take it away."""
+
+
+class Suspended(Twin):
     """A mapping that has no device below it and no lease, which the driver is asked to suspend at
     the deadlines of leases."""
 
@@ -151,7 +180,7 @@ class Twin:
     """Nobody's, and yet udev keeps away from it (systemd/udev)."""
 
     def __init__(self) -> None:
-        self.took_ns: list[int] = []
+        super().__init__()
         self._control = block.open_control()
         block.create_mapping(self._control, name="leased-bench", uuid=self.UUID)
         block.load_table(self._control, self.UUID, sectors=2048, target="zero", parameters="")
@@ -183,19 +212,59 @@ class Twin:
         os.close(self._control)
 
 
+class Owned(Twin):
+    """Memory registered on the device that memory is leased over, as much and in the same way, by
+    an owner that dies with a holder by one word to cgroup.kill: no lease, agent or reaper."""
+
+    def __init__(self, guid: str) -> None:
+        super().__init__()
+        self._guid = guid
+
+    def in_turn(self) -> None:
+        """Both of them, in a leaf with rooms."""
+        with _leaf() as leaf:
+            fd = os.memfd_create("leased-bench", os.MFD_CLOEXEC)
+            try:
+                os.posix_fallocate(fd, 0, REGION_BYTES)
+                owner = prepare(self._asked(str(leaf)), [fd])
+            finally:
+                os.close(fd)
+            with _bystander(Path(leaves.inside(str(leaf)))) as holder:
+                owning = os.pidfd_open(owner.pid)
+                try:
+                    self.took_ns.append(_end_by_one_word(leaf, (holder, owning)))
+                finally:
+                    os.close(owning)
+
+    def _asked(self, leaf: str) -> Prepare:
+        of = RdmaConfig()
+        return Prepare(
+            leaf=leaf,
+            guid=self._guid,
+            program=of.program,
+            sizes=(REGION_BYTES,),
+            peers_max=of.peers_max,
+            windows=of.windows is Windows.AUTO,
+            gid_index=of.gid_index,
+            budget_ns=CLOSED_S_MAX * NS_PER_S,
+        )
+
+
 @contextmanager
-def _twin(kind: Kind) -> Iterator[Twin | None]:
-    if not kind.prefix.startswith("block:"):
-        yield None
-        return
-    twin = Twin()
+def _twin(kind: Kind, resource_id: str) -> Iterator[Twin]:
+    if kind.prefix.startswith("block:"):
+        twin: Twin = Suspended()
+    elif kind.prefix == RDMA:
+        twin = Owned(resource_id.removeprefix(RDMA).partition(":")[0])
+    else:
+        twin = Twin()
     try:
         yield twin
     finally:
         twin.close()
 
 
-def _hold_past_the_deadline(agent: RunningAgent, kind: Kind, twin: Twin | None) -> str:
+def _hold_past_the_deadline(agent: RunningAgent, kind: Kind, twin: Twin) -> str:
     """One lease, from its grant to its proof; its id."""
     connection = Connection(str(agent.socket))
     try:
@@ -205,7 +274,7 @@ def _hold_past_the_deadline(agent: RunningAgent, kind: Kind, twin: Twin | None) 
         connection.close_fds()
         with _holder(str(agent.socket), lease_id) as pidfd:
             deadline_ns = _end_soon(connection, lease_id)
-            with twin.beside(deadline_ns) if twin else nullcontext():
+            with twin.beside(deadline_ns):
                 if not select.select([pidfd], [], [], CLOSED_S_MAX)[0]:
                     raise SystemExit(f"bench: {kind.name}: the holder outlived its deadline")
         waiting = {"until": "closed", "timeout_ns": CLOSED_S_MAX * 1000 * NS_PER_MS}
@@ -262,10 +331,26 @@ def _holder(socket: str, lease_id: str) -> Iterator[int]:
 
 def _end_by_kernel_alone() -> int:
     """Nanoseconds from cgroup.kill to the end of a holder like the one above."""
+    with _leaf() as leaf, _bystander(leaf) as pidfd:
+        return _end_by_one_word(leaf, (pidfd,))
+
+
+@contextmanager
+def _leaf() -> Iterator[Path]:
     mount = cgroup_root()
     assert mount is not None, "the agent has found it"
-    place = mount / f"leased-bench-{os.getpid()}"
-    place.mkdir()
+    leaf = mount / f"leased-bench-{os.getpid()}"
+    leaf.mkdir()
+    try:
+        yield leaf
+    finally:
+        (leaf / "cgroup.kill").write_text("1")
+        leaves.remove(str(leaf))
+
+
+@contextmanager
+def _bystander(place: Path) -> Iterator[int]:
+    """A holder of nothing, in that cgroup; its pidfd."""
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -274,15 +359,20 @@ def _end_by_kernel_alone() -> int:
     pidfd = os.pidfd_open(pid)
     try:
         (place / "cgroup.procs").write_text(str(pid))
-        began_ns = time.monotonic_ns()
-        (place / "cgroup.kill").write_text("1")
-        select.select([pidfd], [], [])
-        return time.monotonic_ns() - began_ns
+        yield pidfd
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(pidfd)
-        place.rmdir()
+
+
+def _end_by_one_word(leaf: Path, pidfds: Sequence[int]) -> int:
+    """Nanoseconds from cgroup.kill until all of them have ended."""
+    began_ns = time.monotonic_ns()
+    (leaf / "cgroup.kill").write_text("1")
+    for pidfd in pidfds:
+        select.select([pidfd], [], [])
+    return time.monotonic_ns() - began_ns
 
 
 def _boot_ns() -> int:

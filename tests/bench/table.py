@@ -271,9 +271,9 @@ def kind_lines(rows: list[Figures]) -> list[Line]:
         block = kind.startswith("namespace")
         half, alone = row["kernel_alone_p50_ns"] / 1e6, row["kernel_alone_p99_ns"] / 1e6
         driver = row.get("driver_alone_p99_ns", 0) / 1e6
-        # Where the kernel's own killing, or the driver's own call, is the floor, twice that: the
+        # Where the kernel's own killing, or what a driver does then, is the floor, twice that: the
         # slowest of a hundred beside the slowest of a hundred.
-        bar_ms = max(50, 2 * driver) if block else max(5, 2 * alone)
+        bar_ms = max(50 if block else 5, 2 * (driver or alone))
         cut, whole = row["cut_p99_ns"] / 1e6, row["proven_p99_ns"] / 1e6
         raw = f"p50 {row['cut_p50_ns'] / 1e6:.2f}, max {row['cut_max_ns'] / 1e6:.2f} ms {of}"
         lines.append(

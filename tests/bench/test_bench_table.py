@@ -157,7 +157,7 @@ def test_each_kind_has_its_bar_and_a_fence_misses_it(
     assert _line(lines, "deadline to proof").held is whole_held
     for driver_ns, held in ((25_500_000, cut_ms <= 51), (25_000_000, cut_ms <= 50)):
         line = _line(table.kind_lines([row | {"driver_alone_p99_ns": driver_ns}]), "deadline to c")
-        assert line.held is (cut_held if not kind.startswith("namespace") else held)
+        assert line.held is (held and not fenced)
 
 
 def test_a_scrub_is_held_against_what_the_memory_takes() -> None:

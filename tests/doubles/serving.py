@@ -249,7 +249,8 @@ class Agent:
         self.custodian = Custodian()
         self.told, self.lost_owners = list[Told](), list[LeaseId]()
         self.reports: list[tuple[LeaseId, str, bytes]] = []
-        self.holders = Holders(submit, self.lost_owners.append)
+        self.ticker = Ticker(lessor=self.lessor, clock=host.clock, submit=submit)
+        self.holders = Holders(submit, self.lost_owners.append, self.ticker.is_due)
         self.feed = Feed(self.lessor.table.find)
         self.telemetry = Telemetry(
             clock=host.clock,
@@ -258,7 +259,6 @@ class Agent:
             observer=host.observer,
             queue_depth=lambda: len(self.lessor.queue),
         )
-        self.ticker = Ticker(lessor=self.lessor, clock=host.clock, submit=submit)
         self.grantor = Grantor(
             devices=host.devices,
             reaper=host.reaper,

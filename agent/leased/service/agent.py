@@ -135,9 +135,9 @@ class Agent:
             journal=opened.journal, directory=config.paths.audit_dir, next_seq=sealer.head.size
         )
         self.feed = Feed(lessor.table.find)
-        self.holders = Holders(submit, self._lose_owner)
-        self.notifier = Notifier(config.paths.leases_dir)
         self.ticker = Ticker(lessor=lessor, clock=clock, submit=submit, late_ns=LATE_NS)
+        self.holders = Holders(submit, self._lose_owner, self.ticker.is_due)
+        self.notifier = Notifier(config.paths.leases_dir)
         self.telemetry = self._make_telemetry()
         self.outlets = self._make_outlets()
         self.grantor, self.reclaimer = self._make_hands()

@@ -5,7 +5,9 @@ lease; so does an owner's room in it (`hardware.leaves`), without whom the lease
 
 Rule: identity is the pidfd, never the number. A connection enrols its peer once; every lease bound
 to it shares that pidfd. When it becomes readable the process is gone, and each of its leases is
-told so by `HolderGone`.
+told so by `HolderGone`. At a lease's end the reaper kills all of them, and they die one after the
+other: whoever is found gone then is the cut's doing, of which the ticker hears when it is over, and
+nobody works in the way of those who still die.
 
 cgroup.events is always readable to plain EPOLLIN (kernfs), so it is watched for EPOLLPRI in an
 epoll of our own, and trio waits for that epoll. Does not kill anyone.
@@ -31,9 +33,16 @@ from leased.terms.identity import LeaseId
 class Holders:
     """Who is bound to what."""
 
-    def __init__(self, submit: Submit, lose: Callable[[LeaseId], None]) -> None:
+    def __init__(
+        self,
+        submit: Submit,
+        lose: Callable[[LeaseId], None],
+        is_due: Callable[[LeaseId], bool] = lambda _lease_id: False,
+    ) -> None:
+        """`is_due`: whether the lease's time is over, and only its end not sealed yet."""
         self._submit = submit
         self._lose = lose
+        self._is_due = is_due
         self._epoll = select.epoll()
         self._pidfds: dict[int, int] = {}
         self._references: dict[int, int] = {}
@@ -180,15 +189,14 @@ class Holders:
             text = os.pread(fd, 256, 0)
         except OSError:  # ENODEV: only an empty leaf can be removed
             text = b"populated 0"
-        if b"populated 0" not in text:
+        owned = fd in self._rooms
+        lease_id = (self._rooms if owned else self._leaves)[fd]
+        if b"populated 0" not in text or self._is_due(lease_id):
             return
-        if fd in self._rooms:
-            lease_id = self._rooms[fd]
-            self.forget(lease_id)
+        self.forget(lease_id)
+        if owned:
             self._lose(lease_id)
         else:
-            lease_id = self._leaves[fd]
-            self.forget(lease_id)
             self._submit(HolderGone(NO_COMMAND, lease_id, left=True))
 
     def _lose_process(self, pid: int) -> None:
@@ -198,7 +206,8 @@ class Holders:
         self._leases[pid] = set()
         for lease_id in lost:
             self._bound.pop(lease_id, None)
-            self._submit(HolderGone(NO_COMMAND, lease_id))
+            if not self._is_due(lease_id):
+                self._submit(HolderGone(NO_COMMAND, lease_id))
         if self._references.get(pid, 0) <= 0:
             self._references.pop(pid, None)
             self._leases.pop(pid, None)

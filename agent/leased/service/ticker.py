@@ -17,6 +17,7 @@ from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Submit
 from leased.service.evidence import NO_COMMAND
 from leased.terms.command import Tick
+from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
 
 BACKSTOP_NS = 500 * NS_PER_MS
@@ -36,6 +37,11 @@ class Ticker:
         self._cut = False
         self._wake: trio.CancelScope | None = None
         self._sleeping_until = 0
+
+    def is_due(self, lease_id: LeaseId) -> bool:
+        """Whether the lease's time is over: the next Tick ends it."""
+        at_ns = self._lessor.table.deadlines.current.get(lease_id)
+        return at_ns is not None and at_ns <= self._clock.now().boot_ns
 
     def look_again(self) -> None:
         """A batch was committed: if something is due sooner than the present sleep ends, wake

@@ -32,6 +32,7 @@ class Inbox:
     def __init__(self) -> None:
         self.gone: list[HolderGone] = []
         self.lost: list[LeaseId] = []
+        self.due: set[LeaseId] = set()
         self._more = trio.Event()
 
     def lose(self, lease_id: LeaseId) -> None:
@@ -75,7 +76,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 async def watching() -> AsyncIterator[tuple[Holders, Inbox]]:
     """Holders whose `run` runs."""
     inbox = Inbox()
-    holders = Holders(inbox, inbox.lose)
+    holders = Holders(inbox, inbox.lose, lambda lease_id: lease_id in inbox.due)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(holders.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -345,6 +346,32 @@ async def test_an_owner_and_a_holder_that_end_together_end_the_lease_and_not_the
                 assert await inbox.lost_one() == A
                 await trio.testing.wait_all_tasks_blocked(0.01)
                 assert inbox.lost == [A] and not inbox.gone, "its end was told of already"
+            finally:
+                remove(str(path))
+                path.mkdir()
+
+
+async def test_whom_a_cut_ends_one_after_the_other_is_nobodys_loss_and_no_release() -> None:
+    """At its end a lease is the reaper's: who works then is in the way of those who still die."""
+    async with watching() as (holders, inbox):
+        with leaf("due") as path, child() as owner, child() as holder, child() as bound:
+            room = Path(make_room(str(path), "rdma-0000000000000001"))
+            try:
+                (room / "cgroup.procs").write_text(str(owner.pid))
+                (Path(inside(str(path))) / "cgroup.procs").write_text(str(holder.pid))
+                enrol(holders, bound)
+                holders.bind(A, bound.pid)
+                holders.bind(B, bound.pid)
+                holders.watch_owners(A, str(path))
+                holders.watch_leaf(A, str(path))
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                inbox.due.add(A)
+                for process in (owner, holder, bound):
+                    process.communicate()
+                assert await inbox.next(1) == [B], "of whom time is not over"
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert len(inbox.gone) == 1 and not inbox.lost
+                holders.forget(A)
             finally:
                 remove(str(path))
                 path.mkdir()

@@ -98,6 +98,19 @@ async def test_more_than_fit_in_one_tick_all_end(autojump_clock: trio.testing.Mo
         assert agent.free == 1024 * 4096 and not host.reaper.slots
 
 
+async def test_a_lease_is_due_from_its_end_until_that_is_sealed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        agent.ticker._late_ns = LATE_NS
+        lease = await agent.lease(ttl_s=3)
+        assert not agent.ticker.is_due(lease.lease_id)
+        await host.clock.sleep_until(lease.deadline_ns + NS_PER_MS)
+        assert agent.ticker.is_due(lease.lease_id)
+        await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+        assert not agent.ticker.is_due(lease.lease_id), "it has ended"
+
+
 class Due:
     """A lessor of which only one lease's deadline is known."""
 
