@@ -22,8 +22,9 @@
  *
  * CUT packets (serial 0) come by themselves, to the connection that sent the REVOKE last; of a cut
  * at the deadline that nobody asked for, to the one that sent the ARM last. A REVOKE also claims
- * the lease: while its connection is heard of, the backstop leaves the memory to the agent. What
- * cannot be understood is answered by ERROR, or the connection is closed.
+ * the lease: while its connection is heard of, the backstop leaves the memory to the agent, until
+ * that has been told of a cut that is not clean. What cannot be understood is answered by ERROR, or
+ * the connection is closed.
  *
  * Statuses: -ETIME the cut has begun, or the deadline has passed; -ESTALE an older or equal
  * generation; -ERANGE beyond the horizon; -ENOENT no such lease; -ENOSPC the table is full; -EMFILE

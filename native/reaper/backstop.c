@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The backstop: when no agent takes over after a cut, a child overwrites and truncates the lease's
- * memory, so that a process outside the lease that kept a descriptor or a mapping loses access too.
+ * The backstop: when no agent takes over after a cut, or the cut does not end (the agent fences
+ * then, and scrubs nothing), a child overwrites and truncates the lease's memory, so that a process
+ * outside the lease that kept a descriptor or a mapping loses access too.
  *
  * Rule: the child holds nothing but the memfds and stderr (above all no socket and no lock of
  * ours), and what it did is believed only if it exited by itself with 0. One that was killed is

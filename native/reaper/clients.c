@@ -346,8 +346,13 @@ void outbox_flush(struct reaper *r, uint32_t at)
 			set_wants_write(r, at, errno == EAGAIN || errno == EWOULDBLOCK);
 			return;
 		}
-		for (uint32_t i = 0; i < count; i++)
+		for (uint32_t i = 0; i < count; i++) {
+			struct slot *told = &r->slots[client->outbox_first];
 			outbox_drop(r, client->outbox_first);
+			/* It scrubs nothing that somebody may still write to. */
+			if ((told->report.flags & LEASED_REAPER_CLEAN) == 0)
+				told->claimant = NONE;
+		}
 	}
 	if (client->fd >= 0)
 		set_wants_write(r, at, false);

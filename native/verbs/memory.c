@@ -5,6 +5,7 @@
  * Rule: a lease's memory is sealed F_SEAL_GROW | F_SEAL_SEAL before anyone else sees it, so that
  * nobody can add F_SEAL_SHRINK and defeat the truncation. Normal pages come in huge folios where
  * the kernel has them at hand: then they are given, overwritten and taken back many times as fast.
+ * A few of them are written, not mapped: that is one call in place of five.
  *
  * Does not overwrite (scrub.c), pass descriptors or look at counters: proof comes from another
  * source (the agent).
@@ -16,6 +17,7 @@
 #include <fcntl.h>
 #include <linux/mempolicy.h>
 #include <stdbool.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -30,7 +32,10 @@
 enum {
 	NODES_MAX = 1024,
 	PAGES_PER_QUERY = 512,
+	WRITTEN_BYTES_MAX = 64 << 10,
 };
+
+static const char POSSIBLE_NODES[] = "/sys/devices/system/node/possible";
 
 /* One window is mapped at a time: page tables stay small. */
 static const uint64_t WINDOW_BYTES = UINT64_C(1) << 30;
@@ -126,6 +131,37 @@ static int fill_window(char *start, uint64_t bytes, uint64_t page_bytes, int nod
 	return rc;
 }
 
+/* Whether node 0 is all that this host can have until its next boot: nothing is to be bound to it,
+ * and nobody asked. No answer is "no": then both are done. */
+static bool is_only_node(int node)
+{
+	static int only = -1;
+	int known = __atomic_load_n(&only, __ATOMIC_RELAXED);
+	if (node != 0 || known >= 0)
+		return node == 0 && known == 1;
+	char said[8] = "";
+	int fd = open(POSSIBLE_NODES, O_RDONLY | O_CLOEXEC);
+	ssize_t length = fd < 0 ? 0 : read(fd, said, sizeof said - 1);
+	if (fd >= 0)
+		close(fd);
+	known = length > 0 && strcmp(said, "0\n") == 0;
+	__atomic_store_n(&only, known, __ATOMIC_RELAXED);
+	return known == 1;
+}
+
+static int fill_by_writing(int fd, uint64_t bytes)
+{
+	static const char zeros[WRITTEN_BYTES_MAX];
+	for (uint64_t at = 0; at < bytes;) {
+		ssize_t written = pwrite(fd, zeros, bytes - at, (off_t)at);
+		if (written > 0)
+			at += (uint64_t)written;
+		else if (written == 0 || errno != EINTR)
+			return written == 0 ? -EIO : -errno;
+	}
+	return 0;
+}
+
 static int fill(int fd, uint64_t bytes, uint64_t page_bytes, int node)
 {
 	bool folios = page_bytes < LEASED_HUGE_BYTES && bytes >= FOLIO_BYTES_MIN;
@@ -164,7 +200,11 @@ int leased_mem_create(
 	if (fd < 0)
 		return -errno;
 	int rc = ftruncate(fd, (off_t)bytes) == 0 ? 0 : -errno;
-	if (rc == 0)
+	if (is_only_node(node))
+		node = -1;
+	if (rc == 0 && node < 0 && hugepage_bytes == 0 && bytes <= WRITTEN_BYTES_MAX)
+		rc = fill_by_writing(fd, bytes);
+	else if (rc == 0)
 		rc = fill(fd, bytes, page_bytes, node);
 	if (rc == 0 && fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SEAL) != 0)
 		rc = -errno;

@@ -73,6 +73,37 @@ def test_a_month_that_is_billed_late_does_not_charge_a_correction_again(tmp_path
     assert february.corrections == () and february.total == "72.000000"
 
 
+def in_money(currency: str, decimals: int) -> Terms:
+    card = msgspec.structs.replace(DEFAULT_CARD, currency=currency, decimals=decimals)
+    return Terms((CardVersion(0, card),))
+
+
+def test_a_correction_is_what_it_is_in_bills_of_other_digits(tmp_path: Path):
+    """Five hours of a core at 7.20, and what no digits of March can say goes on."""
+    source, invoices = fleet(tmp_path)
+    Accounts(source, in_money("USD", 2), invoices).issue("2024-01")
+    source.hold("t", CPU, 1_000, range(20, 25))
+    (february,) = Accounts(source, in_money("USD", 6), invoices).issue("2024-02")
+    assert february.corrections == (("Correction of 2024-01", "36.000000"),)
+    assert february.total == "108.000000"
+    source.hold("t", CPU, 4, range(31 * 24 + 20, 31 * 24 + 21))
+    (march,) = Accounts(source, in_money("USD", 0), invoices).issue("2024-03")
+    assert march.corrections == () and march.total == "72"
+    april = Accounts(source, in_money("USD", 3), invoices).corrections("t", "2024-04")
+    assert april == [("Correction of 2024-02", 29)]
+
+
+def test_money_of_another_currency_is_told_once_and_in_no_sum(tmp_path: Path):
+    source, invoices = fleet(tmp_path)
+    Accounts(source, Terms(), invoices).issue("2024-01")
+    source.hold("t", CPU, 1_000, range(20, 25))
+    (february,) = Accounts(source, in_money("USD", 2), invoices).issue("2024-02")
+    told = "Correction of 2024-01: 36.000000 credits, to be settled apart"
+    assert february.corrections == ((told, "0.00"),) and february.total == "72.00"
+    (march,) = Accounts(source, in_money("USD", 2), invoices).issue("2024-03")
+    assert march.corrections == () and march.total == "72.00"
+
+
 def test_a_correction_may_give_back(tmp_path: Path):
     source, invoices = fleet(tmp_path)
     Accounts(source, Terms(), invoices).issue("2024-01")

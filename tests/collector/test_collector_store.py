@@ -417,6 +417,12 @@ def test_records_that_came_late_revise_the_day_and_keep_what_it_was(tmp_path: Pa
     )
     then = Accounts(StoreSource(store.rollups), Terms())
     assert then.costs(then.last("48h")).total_cost > total
+    before = derived(tmp_path / "state")
+    assert store.rebuild(archive, retired=retired)[1] == []
+    assert derived(tmp_path / "state") == before
+    (store.rollups.directory / one.earlier[0]["usage"]).write_bytes(b"otherwise")
+    changed = store.rebuild(archive, retired=retired)[1]
+    assert f"rollup/{one.earlier[0]['usage']}" in changed
     whole.close()
     archive.close()
 

@@ -80,6 +80,18 @@ def test_every_example_of_the_shipped_file_can_be_meant(tmp_path: Path):
     assert terms.time_zones == (("tenant-acme", "America/New_York"),)
 
 
+PLAN = """
+[plans.s]
+cpu_cores = 1
+memory_gb = 1
+monthly_price = "1"
+[[contracts]]
+tenant = "t"
+model = "reserved"
+plan = "s"
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [
@@ -99,6 +111,10 @@ def test_every_example_of_the_shipped_file_can_be_meant(tmp_path: Path):
         ('[[contracts]]\ntenant = "t"\nmodel = "rate_card"\nrest = "x"', "contracts[0].rest"),
         ('[[contracts]]\ntenant = "t"\nmodel = "usage_based"\nnetwork_gb = "0.02"',
          "contracts[0].network_gb: no record counts bytes"),
+        (f'{PLAN}cpu_core_hour = "0.04"', "contracts[0].cpu_core_hour: the plan"),
+        (f'{PLAN}memory_gb_hour = "0"', "contracts[0].memory_gb_hour: the plan"),
+        ('[[contracts]]\ntenant = "t"\nmodel = "tiered"\ntask_execution = "1"\ntiers = [{ '
+         'tasks_from = 0, rate_per_task = "2" }]', "contracts[0].task_execution: the tiers"),
         ('[[credits]]\ntenant = "t"\nmonth = "never"\namount = "1"\nreason = ""', "month"),
         ('[time_zones]\nt = "Mars/Olympus"', "time_zones.t"),
         ('[time_zones]\nt = "Asia/Kolkata"', "time_zones.t: months of Asia/Kolkata"),

@@ -4,7 +4,11 @@ else's. Root on a node may seal what it likes; the archive keeps that for good."
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
+from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +21,23 @@ from leased.chain.note import Checkpoint, NoteKey, write_note
 from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
 from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.invoices import Invoices
+from leased.collector.accounts.periods import DAY_NS
+from leased.collector.api.books import Books
 from leased.collector.archive.archive import Archive, LogEntry, Page
 from leased.collector.archive.manifest import Manifest
 from leased.collector.archive.manifests import share
 from leased.collector.demo import Wish, make_fleet
 from leased.collector.enrolment import enrol
 from leased.collector.ingest import Pinned
+from leased.collector.main import main
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
+from leased.collector.planning.forecast import forecast
+from leased.collector.planning.reserving import reservations
+from leased.ctl.console import Console
 from leased.economics.contracts import Terms
+from leased.economics.hourly import HOUR_NS
 from leased.terms import event as e
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.moment import Moment
@@ -119,6 +131,91 @@ def test_what_one_node_says_ends_nobody_elses_bill(tmp_path: Path) -> None:
         assert bills(tmp_path / "state") == before
     finally:
         archive.close()
+
+
+def test_a_tenant_that_nobody_may_be_called_keeps_nobody_from_a_bill(tmp_path: Path) -> None:
+    until_ns, names = UNTIL_NS + 2 * DAY_NS, ("", "a\nb", "n\0", "../../../x", "y" * 300, "ü")
+    with closing(Archive(tmp_path)) as archive:
+        make_fleet(archive, Wish(nodes=1, days=5, seed=7, until_ns=until_ns, leases_per_day=12))
+        granted = lease_life(1)[0]
+        for number, name in enumerate(names, 1):
+            whose = msgspec.structs.replace(granted.subject, tenant=name)
+            told = [started(), msgspec.structs.replace(granted, subject=whose)]
+            records = [(one, moment_at(at)) for at, one in enumerate(told)]
+            keep(
+                archive,
+                number,
+                [(one, msgspec.structs.replace(at, wall_ns=until_ns)) for one, at in records],
+            )
+        Store(tmp_path).refresh(archive)
+        accounts = Accounts(StoreSource(Store(tmp_path).rollups), Terms(), Invoices(tmp_path))
+        assert set(names) < set(accounts.source.tenants())
+        issued = {bill.tenant for bill in accounts.issue("2025-12")}
+    assert len(issued) > 2 and issued.isdisjoint(names)
+
+
+def lately(state: Path) -> dict[str, Any]:
+    """What everybody cost in the last 30 days, by the verb and by whoever the server asks."""
+    out = io.StringIO()
+    assert main(("--state", str(state), "costs", "--json"), Console(out, out)) == 0
+    books = Books(state, Terms, print)
+    while books._follow():
+        pass
+    books._refresh()
+    served = books.ask(lambda accounts: accounts.costs(accounts.last("30d")))
+    assert served is not None
+    told: dict[str, Any] = json.loads(out.getvalue(), parse_float=Decimal)
+    assert told["total_cost"] == served.total_cost
+    return told
+
+
+def test_a_node_whose_clock_is_ahead_tells_nobody_else_what_time_it_is(tmp_path: Path) -> None:
+    """Its host booted ten years ahead: what it seals is of then, until then."""
+    state = tmp_path / "state"
+    with closing(Archive(state)) as archive:
+        make_fleet(archive, Wish(nodes=2, days=35, seed=7, until_ns=UNTIL_NS, leases_per_day=12))
+        before = lately(state)
+        records = [(one, moment_at(at)) for at, one in enumerate([started(), *lease_life(1)])]
+        keep(
+            archive,
+            1,
+            [
+                (event, msgspec.structs.replace(at, wall_ns=at.wall_ns + 3650 * DAY_NS))
+                for event, at in records
+            ],
+        )
+        after = lately(state)
+    assert before["total_cost"] > 1000
+    for name in ("total_cost", "by_tenant", "interval", "period"):
+        assert after[name] == before[name]
+    assert after["reach"]["as_of"] == before["reach"]["as_of"]
+
+
+def planned(archive: Archive) -> Any:
+    """What to expect and to reserve."""
+    Store(archive.directory).refresh(archive)
+    accounts = Accounts(StoreSource(Store(archive.directory).rollups), Terms())
+    expected, worth = forecast(accounts, "31d"), reservations(accounts, "90d")
+    return expected.history_days, expected.predictions, worth.recommendations
+
+
+def test_a_host_that_began_by_an_old_clock_is_no_history_of_a_fleet(tmp_path: Path) -> None:
+    """It has none while it is off, and was told what time it is after its first records."""
+    with closing(Archive(tmp_path)) as archive:
+        make_fleet(archive, Wish(nodes=1, days=35, seed=7, until_ns=UNTIL_NS, leases_per_day=12))
+        before = planned(archive)
+        begun = [started(), *lease_life(1), e.ClockStepped(started().event_id, UNTIL_NS)]
+        records = [(one, moment_at(at)) for at, one in enumerate(begun)]
+        old_ns = UNTIL_NS - 400 * DAY_NS
+        walls = [*range(old_ns, old_ns + len(records) - 1), UNTIL_NS - HOUR_NS]
+        told = zip(records, walls, strict=True)
+        keep(
+            archive,
+            1,
+            [(one, msgspec.structs.replace(at, wall_ns=wall_ns)) for (one, at), wall_ns in told],
+        )
+        assert planned(archive) == before
+    assert before[0] == 35 and before[1] and before[2]
 
 
 @pytest.mark.parametrize("amount", [-1, AMOUNT_MAX + 1, 2**64 - 1])

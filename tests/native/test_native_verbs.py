@@ -22,6 +22,7 @@ from tests.doubles.reaper_host import cgroup_root, usable
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 SIZE_BYTES = 64 * 4096
+WRITTEN_BYTES_MAX = 64 << 10  # of native/verbs/memory.c: so much is written, more is mapped
 SCRIBBLER = """
 import mmap, sys
 memory = mmap.mmap(int(sys.argv[1]), int(sys.argv[2]))
@@ -56,17 +57,27 @@ def test_every_check_passes_under_sanitizers(build: ModuleType, tmp_path: Path) 
     assert "FAILED" not in done.stdout and done.stderr == ""
 
 
-def test_memory_is_sealed_against_those_who_would_keep_it() -> None:
-    fd = verbs.create_memory("sealed", size_bytes=SIZE_BYTES)
+@pytest.mark.parametrize("node", [-1, 0])
+@pytest.mark.parametrize("size_bytes", [4096, WRITTEN_BYTES_MAX, WRITTEN_BYTES_MAX + 4096])
+def test_memory_is_there_zeroed_and_sealed(size_bytes: int, node: int) -> None:
+    fd = verbs.create_memory("sealed", size_bytes=size_bytes, node=node)
     try:
+        assert os.fstat(fd).st_size == size_bytes
+        assert verbs.memory_blocks(fd) == size_bytes // 512
+        assert os.pread(fd, size_bytes, 0) == bytes(size_bytes)
         with pytest.raises(PermissionError):
-            os.ftruncate(fd, 2 * SIZE_BYTES)
-        assert verbs.memory_blocks(fd) == SIZE_BYTES // 512
+            os.ftruncate(fd, 2 * size_bytes)
         assert verbs.truncate_memory(fd) == 0
         with pytest.raises(PermissionError):
-            os.ftruncate(fd, SIZE_BYTES)
+            os.ftruncate(fd, size_bytes)
     finally:
         os.close(fd)
+
+
+def test_memory_of_a_node_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DeviceError) as caught:
+        verbs.create_memory("nowhere", size_bytes=4096, node=1023)
+    assert caught.value.errno == errno.EINVAL
 
 
 def test_a_scrub_that_somebody_undoes_is_told() -> None:

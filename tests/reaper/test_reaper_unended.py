@@ -120,6 +120,30 @@ async def test_memory_is_taken_once_however_the_cut_ends_meanwhile() -> None:
             ]
 
 
+@stuck
+async def test_memory_is_taken_from_others_while_somebody_does_not_die() -> None:
+    """The agent asked for the cut, and lives; told that it is not clean, it scrubs nothing."""
+    with ReaperHost("--kill-ms=50", "--backstop-ms=200") as host:
+        lease = lease_of(ttl_ms=LATER_MS)
+        holder = host.sleeper()
+        fd = host.closing(verbs.create_memory("kept", size_bytes=8192))
+        async with _linked(host) as link:
+            await link.arm(lease, "", (fd,), host.pidfd(holder))
+            with v1_frozen(holder):
+                assert not (await link.revoke(lease.lease_id)).clean
+                with trio.fail_after(10):
+                    while "event=backstop_ended" not in host.log():
+                        [entry] = await link.roster()  # it is heard of all the time
+                        for theirs in (*filter(None, [entry.pidfd]), *entry.fds):
+                            os.close(theirs)
+                assert verbs.memory_blocks(fd) == 0
+            with trio.fail_after(10):
+                while not (report := await link.revoke(lease.lease_id)).clean:
+                    await trio.lowlevel.checkpoint()
+        [scrub] = [step for step in report.steps if step.step is TeardownStep.SCRUB]
+        assert (scrub.errno, scrub.measured) == (0, 8192)
+
+
 async def test_memory_is_taken_though_the_child_that_overwrites_it_is_killed() -> None:
     """By a page that is gone under its hand (SIGBUS: whoever kept the memory shrinks it
     meanwhile), or by whatever else."""

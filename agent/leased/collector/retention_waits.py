@@ -18,6 +18,7 @@ from typing import Final
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts, NoData
+from leased.collector.accounts.corrections import corrected
 from leased.collector.accounts.invoices import Invoices
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
@@ -105,7 +106,7 @@ def _uncorrected(accounts: Accounts, begin_ns: int) -> str:
     for tenant in invoices.tenants():
         going = {one.period for one in invoices.of_tenant(tenant) if int(one.from_ns) < begin_ns}
         for name, _ in accounts.corrections(tenant, LATER) if going else ():
-            if name.removeprefix("Correction of ") in going:
+            if corrected(name) in going:
                 return f"the {name} of {tenant} is on no bill yet: `leased-collector issue`"
     return ""
 

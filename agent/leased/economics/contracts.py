@@ -79,9 +79,9 @@ class TaskTier(msgspec.Struct, frozen=True):
 
 
 class Contract(msgspec.Struct, frozen=True):
-    """How `tenant` is charged in [since_ns, until_ns). `rates` also prices what a plan does not
-    cover. `rest_by_card`: the kinds that nothing here names are charged by the rate card, else they
-    are included."""
+    """How `tenant` is charged in [since_ns, until_ns). `rates` also prices what neither a plan nor
+    tiers cover. `rest_by_card`: the kinds that nothing here names are charged by the rate card,
+    else they are included."""
 
     tenant: str
     since_ns: int
@@ -228,6 +228,7 @@ def _check_contract(contract: Contract, key: str, plans: list[str]) -> None:
         raise ConfigError(f"{key}.plan: there is no plan {contract.plan!r}")
     if (contract.model is Model.TIERED) != bool(contract.tiers):
         raise ConfigError(f"{key}.tiers: the tiered model has tiers, and no other has")
+    _check_priced_once(contract, key)
     lows = [tier.low for tier in contract.tiers]
     if lows and (lows[0] != 0 or lows != sorted(frozenset(lows))):
         raise ConfigError(f"{key}.tiers: tiers begin at 0 and each where the one before ends")
@@ -237,6 +238,17 @@ def _check_contract(contract: Contract, key: str, plans: list[str]) -> None:
     prices += [price for price in msgspec.structs.astuple(contract.rates) if price is not None]
     if min([contract.monthly_minimum_nano, *prices]) < 0:
         raise ConfigError(f"{key}: no price may be negative")
+
+
+def _check_priced_once(contract: Contract, key: str) -> None:
+    rates = contract.rates
+    for model, name, nano, by in (
+        (Model.RESERVED, "cpu_core_hour", rates.cpu_core_hour_nano, "the plan and its overage"),
+        (Model.RESERVED, "memory_gb_hour", rates.memory_gib_hour_nano, "the plan and its overage"),
+        (Model.TIERED, "task_execution", rates.task_nano, "the tiers"),
+    ):
+        if contract.model is model and nano is not None:
+            raise ConfigError(f"{key}.{name}: {by} price that already; nobody pays twice")
 
 
 def _check_order(contracts: tuple[Contract, ...]) -> None:

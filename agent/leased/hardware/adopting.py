@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adopting: running work that a lease is granted for, brought into the lease's leaf while it is
-prepared.
+prepared; and what of a lease's work the reaper has killed, brought to its end.
 
 Rule: it is inside before any device is looked at, so that what it has open already is its own
 lease's; and it is put back if the lease does not come about. Nothing is killed by a grant that
@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from leased.hardware.adoption.carrying import Move, Moved, Undo
+from leased.hardware.adoption.servers import BUDGET_NS, Loosen, Loosened
 from leased.hardware.adoption.tree import Process
 from leased.hardware.calls import CgroupFacts
 from leased.hardware.crew import Crew
@@ -94,6 +95,25 @@ class Adoptions:
     async def undo(self, leaf: str, processes: tuple[Process, ...]) -> None:
         """Whoever of these is still in the leaf goes back where it was. Raises DeviceError."""
         await self._undo(Undo(leaf, processes))
+
+    async def loosen(self, lease: Lease) -> tuple[str, ...]:
+        """Have those who keep killed processes of the lease waiting let go; what was done."""
+        cgroup, worker = lease.subject.cgroup, f"loosen {lease.lease_id.hex()}"
+        try:
+            leaf = f"{(await self._facts()).path}/{cgroup}" if cgroup else ""
+            asked = Loosen(leaf, lease.pid)
+            done = await self._crew.task(
+                worker, "adoption", "loosen", asked, Loosened, extra_ns=BUDGET_NS
+            )
+        except DeviceError as error:
+            return (f"who keeps its killed processes could not be looked for ({error})",)
+        finally:
+            self._crew.dismiss(worker)
+        return tuple(
+            f"thread {tid} was killed and waited for FUSE connection {number} of uid {uid}, which"
+            " did not answer: aborted"
+            for number, uid, tid in done.connections
+        )
 
     async def _undo(self, asked: Undo) -> None:
         if asked.processes:

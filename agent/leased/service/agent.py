@@ -178,6 +178,8 @@ class Agent:
             submit=submit,
             tell_report=self.journald.tell_report,
             withdrawal=self.devices,
+            loosen=self.devices.adoptions.loosen,
+            say=self.say,
         )
         return grantor, reclaimer
 

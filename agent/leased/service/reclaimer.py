@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -42,6 +42,10 @@ BATCH_MAX = 64
 TOGETHER_S = 0.25
 """How long leases that fall together are waited for together: a cut takes a few milliseconds."""
 
+STUCK_AFTER_S = 1
+"""Who does not die for so long is looked at: somebody may keep him. The reaper has ended tracers by
+then."""
+
 LATE_AFTER_S = 5
 LATE_ASKED_MAX = 6
 """A budget that was not given back whole is proven again after this long, then after twice as long,
@@ -50,6 +54,14 @@ and so on: five minutes in all."""
 
 TellReport = Callable[[LeaseId, str, bytes, bytes], None]
 """Takes (lease, step, report, evidence) for people to read. Must not block."""
+
+
+Loosen = Callable[[Lease], Awaitable[Sequence[str]]]
+"""Have whoever keeps the killed of a lease waiting let go; what was done, in words."""
+
+
+async def _let_nobody_go(_: Lease) -> Sequence[str]:
+    return ()
 
 
 class Withdrawal(Protocol):
@@ -84,6 +96,8 @@ class Reclaimer:
         submit: Submit,
         tell_report: TellReport = lambda _lease_id, _step, _report, _evidence: None,
         withdrawal: Withdrawal | None = None,
+        loosen: Loosen = _let_nobody_go,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._devices = devices
         self._reaper = reaper
@@ -94,6 +108,8 @@ class Reclaimer:
         self._submit = submit
         self._tell_report = tell_report
         self._withdrawal = withdrawal
+        self._loosen = loosen
+        self._say = say
         self._teardowns: Gathering[Lease] = Gathering()
         self._closed: Gathering[LeaseId] = Gathering()
         self._stragglers: Gathering[tuple[Lease, CutReport]] = Gathering()
@@ -222,7 +238,7 @@ class Reclaimer:
         }
         # Who gave a lease back by itself may live on; whoever runs in the leaf is killed.
         spare = frozenset(lease.lease_id for lease in leases if lease.ended is Ending.RELEASED)
-        outcomes = await self._reaper.revoke_many([lease.lease_id for lease in leases], spare=spare)
+        outcomes = await self._revoke(leases, spare)
         cut: list[tuple[Lease, CutReport]] = []
         for lease, outcome in zip(leases, outcomes, strict=True):
             if isinstance(outcome, DeviceError):
@@ -239,8 +255,23 @@ class Reclaimer:
             if outcome.clean:
                 cut.append((lease, outcome))
             else:
+                await self._let_go_of([lease])
                 self._break_off(lease)
         return cut
+
+    async def _revoke(
+        self, leases: Sequence[Lease], spare: frozenset[LeaseId]
+    ) -> list[CutReport | DeviceError]:
+        lease_ids = [lease.lease_id for lease in leases]
+        with trio.move_on_after(STUCK_AFTER_S):
+            return await self._reaper.revoke_many(lease_ids, spare=spare)
+        await self._let_go_of(leases)
+        return await self._reaper.revoke_many(lease_ids, spare=spare)
+
+    async def _let_go_of(self, leases: Sequence[Lease]) -> None:
+        for lease in leases:
+            for done in await self._loosen(lease):
+                self._say(f"lease {lease.lease_id.hex()}: {done}")
 
     def _withdraws(self, lease: Lease) -> bool:
         """Not a lease that has run out: the reaper has cut it, or is about to."""

@@ -45,8 +45,13 @@ def parse_id(text: str, parameter: str) -> bytes:
     raise InvalidParameter(parameter, "an id is 32 lower-case hex digits")
 
 
+def is_tenant(text: str) -> bool:
+    """Whether a tenant may be called that."""
+    return 0 < len(text) <= TENANT_CHARS_MAX and _TENANT_ALPHABET.issuperset(text)
+
+
 def parse_tenant(text: str, parameter: str = "tenant") -> TenantId:
     """Return `text` as a tenant name: 1 to 64 of `a-z A-Z 0-9 - _ .`. Raises InvalidParameter."""
-    if 0 < len(text) <= TENANT_CHARS_MAX and _TENANT_ALPHABET.issuperset(text):
+    if is_tenant(text):
         return TenantId(text)
     raise InvalidParameter(parameter, "a tenant is 1 to 64 of a-z A-Z 0-9 - _ .")

@@ -221,6 +221,32 @@ def test_everything_on_top_is_found_by_number(tmp_path: Path) -> None:
     assert find_uses([(8, 0)], tmp_path) == ()
 
 
+def test_who_mounts_without_end_keeps_nobody_from_looking(tmp_path: Path) -> None:
+    """Any user may, in user namespaces of his own: 20 000 mounts took 4 s to read, and two
+    namespaces of them had every lease of a namespace fenced at its end."""
+    write(
+        tmp_path,
+        {
+            "proc/1/mountinfo": "20 1 259:2 / /srv rw - xfs /dev/nvme0n1p1 rw\n",
+            "proc/9/mountinfo": "21 1 259:3 / / rw - ext4 /dev/root rw\n",
+            "proc/swaps": "Filename Type Size Used Priority",
+            "sys/block/nvme0n1/holders/dm-4": "",
+            "sys/block/dm-4/dm/uuid": "LVM-0",
+        },
+    )
+    place = tmp_path / "sys/dev/block/259:1"
+    place.parent.mkdir(parents=True)
+    place.symlink_to(tmp_path / "sys/block/nvme0n1")
+    endless = tmp_path / "proc/7/mountinfo"
+    endless.parent.mkdir()
+    endless.symlink_to("/dev/zero")
+    numbers = [(259, 1), (259, 2), (259, 3)]
+    assert find_uses(numbers, tmp_path, mounts_ns=50_000_000) == (
+        Use((259, 2), "mounted at /srv (xfs)"),
+        Use((259, 1), "under the mapping dm-4 (LVM)"),
+    )
+
+
 def test_what_a_mount_calls_its_source_is_believed_of_no_kind_that_anybody_mounts(
     tmp_path: Path,
 ) -> None:

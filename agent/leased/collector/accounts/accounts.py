@@ -24,6 +24,7 @@ from leased.collector.accounts.answers import (
     UsageReport,
     line_item,
 )
+from leased.collector.accounts.corrections import corrections_of
 from leased.collector.accounts.cost_answers import chargeback_of, costs_of, interval_of
 from leased.collector.accounts.cost_shares import GroupBy, money
 from leased.collector.accounts.focus import focus_csv, focus_rows
@@ -42,10 +43,13 @@ from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
-from leased.terms.identity import parse_tenant
+from leased.terms.identity import is_tenant, parse_tenant
 from leased.terms.lease import AccountingTag
 
 TOP: Final = 10
+AHEAD_NS: Final = HOUR_NS
+"""Of a clock that is kept, and of who has no other: usage is by the hour."""
+
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _Answer = TypeVar("_Answer")
 
@@ -72,12 +76,16 @@ class Accounts:
         source: Source,
         terms: Terms,
         invoices: Invoices | None = None,
+        *,
+        clock_ns: int | None = None,
     ) -> None:
-        """`invoices` are the bills that were issued; None: nothing ever was."""
+        """`invoices` are the bills that were issued; None: nothing ever was. `clock_ns` is the time
+        by the clock of whoever asks; None: there is none."""
         self.source = source
         self.terms = terms
         self._retired = frozenset(terms.retired_nodes)
         self.invoices = invoices
+        self._clock_ns = clock_ns
         self._once = Once()
 
     def once(self, key: Hashable, answer: Callable[[Accounts], _Answer]) -> _Answer:
@@ -91,7 +99,18 @@ class Accounts:
     # ---- when ---------------------------------------------------------------------------------
 
     def now_ns(self) -> int:
-        """The newest record of any node. Raises NoData."""
+        """The newest record of any node. One of a time to come is of a clock that was ahead, and
+        tells nobody else what time it is; unless most are, and the clock of whoever asks is behind.
+        Raises NoData."""
+        newest_ns = self.newest_ns()
+        if self._clock_ns is None or newest_ns <= self._clock_ns + AHEAD_NS:
+            return newest_ns
+        said = [node.watermark_ns for node in self.source.nodes()]
+        past = [at_ns for at_ns in said if at_ns <= self._clock_ns + AHEAD_NS]
+        return max(past) if 2 * len(past) >= len(said) else newest_ns
+
+    def newest_ns(self) -> int:
+        """The newest record of any node, of whatever time. Raises NoData."""
         nodes = self.source.nodes()
         if not nodes:
             raise NoData("no node has been pulled yet: enrol one and wait for its first page")
@@ -130,7 +149,7 @@ class Accounts:
     def month(self, text: str, tenant: str | None = None) -> Month:
         """A month in the tenant's time zone. Raises InvalidParameter, NoData."""
         month = self.zoned(text, tenant)
-        if month.from_ns > self.now_ns() or month.to_ns <= self.source.first_ns():
+        if month.from_ns > self.newest_ns() or month.to_ns <= self.source.first_ns():
             raise NoData(f"month: no node has a record of {text}")
         return month
 
@@ -232,7 +251,8 @@ class Accounts:
     def billed(self, month: str) -> list[str]:
         """Whom a month is billed to: who ever had a lease, and who agreed to a fee or a minimum,
         used or not. Raises NoData if it is of none of them."""
-        had = frozenset(self.source.tenants())
+        # Root on a node may have sealed any name, and is not to keep others from their bills.
+        had = frozenset(filter(is_tenant, self.source.tenants()))
         found: list[str] = []
         why: NoData | None = None
         for tenant in sorted(had.union(contract.tenant for contract in self.terms.contracts)):
@@ -269,22 +289,13 @@ class Accounts:
         earlier = [one for one in bills if one.period < month and int(one.from_ns) >= begin_ns]
         # A month that is billed late does not charge again what a later one has corrected.
         others = [bill for bill in bills if bill.period != month]
-        found = []
-        for bill in earlier:
-            period = Month(bill.period, int(bill.from_ns), int(bill.to_ns))
-            before = [(text, units(amount, bill.decimals)) for text, amount in bill.corrections]
-            again = self._compute(tenant, period, terms_of(bill.terms), before)
-            name = f"Correction of {bill.period}"
-            off = units(again.total, bill.decimals) - units(bill.total, bill.decimals)
-            off -= sum(
-                units(amount, one.decimals)
-                for one in others
-                for text, amount in one.corrections
-                if text == name
-            )
-            if off:
-                found.append((name, off))
-        return found
+        return list(corrections_of(earlier, others, self.terms, self._again))
+
+    def _again(self, bill: Bill) -> Bill:
+        """An issued bill as it would be by now."""
+        period = Month(bill.period, int(bill.from_ns), int(bill.to_ns))
+        before = [(text, units(amount, bill.decimals)) for text, amount in bill.corrections]
+        return self._compute(bill.tenant, period, terms_of(bill.terms), before)
 
     def _compute(
         self, tenant: str, period: Month, terms: Terms, corrections: list[tuple[str, int]]

@@ -20,6 +20,7 @@ from fractions import Fraction
 from typing import Final
 
 from leased.collector.accounts import periods
+from leased.collector.accounts.corrections import PREFIX
 from leased.economics.amounts import exact, split, units
 from leased.economics.billing import Bill, BillLine
 from leased.economics.contracts import Terms
@@ -216,7 +217,7 @@ def _whole_row(bill: Bill, line: BillLine) -> dict[str, str]:
         "EffectiveCost": line.total,
     }
     if not line.unit:
-        corrects = line.description.startswith("Correction of ")
+        corrects = line.description.startswith(PREFIX)
         return row | {
             "ChargeCategory": "Adjustment",
             "ChargeClass": "Correction" if corrects else "",

@@ -159,7 +159,9 @@ class Books:
             if self._source is not None:
                 self._old.append(self._source)
             self._source = source
-            self._accounts = Accounts(source, terms, Invoices(self._state))
+            self._accounts = Accounts(
+                source, terms, Invoices(self._state), clock_ns=time.time_ns()
+            )
             self.fleet.retired = frozenset(terms.retired_nodes)
             self._close_old()
 

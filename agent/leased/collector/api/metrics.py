@@ -296,7 +296,7 @@ def _price(
 
 def _past(accounts: Accounts, floor: Floor) -> list[str]:
     """What was had since the first record, from the cells of the bills."""
-    end_ns = (accounts.now_ns() // HOUR_NS + 1) * HOUR_NS
+    end_ns = (accounts.newest_ns() // HOUR_NS + 1) * HOUR_NS
     tally = Tally(accounts.source, accounts.terms, floor, end_ns)
     return [
         *family(
@@ -317,13 +317,13 @@ def _past(accounts: Accounts, floor: Floor) -> list[str]:
             ("tenant", "outcome"),
             {(tenant, "released"): int(count) for (tenant,), count in tally.tasks.items()},
         ),
-        *_quotients(accounts, end_ns),
+        *_quotients(accounts, accounts.now_ns() // HOUR_NS * HOUR_NS),
     ]
 
 
 def _quotients(accounts: Accounts, end_ns: int) -> Iterable[str]:
     """Of the last whole hour."""
-    window = (end_ns - 2 * HOUR_NS, end_ns - HOUR_NS)
+    window = (end_ns - HOUR_NS, end_ns)
     cells = accounts.source.sums(window)
     cost = attribute(cells.items(), accounts.terms, Basis.RATE_CARD).tenants_total
     tasks = sum(accounts.source.tasks(window).values())

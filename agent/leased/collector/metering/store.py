@@ -106,6 +106,7 @@ class Store:
             again.rollups = Rollups(fresh)
             again.directory.mkdir(mode=0o700)
             done = again._refresh(archive, retired, progress)
+            again.rollups.carry_on(self.rollups)
             before, after = _names(self.directory), _names(fresh)
             changed = sorted(
                 name for name in before.keys() & after.keys() if before[name] != after[name]

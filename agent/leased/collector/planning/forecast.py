@@ -20,6 +20,7 @@ from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Advice, Forecast, Prediction
 from leased.collector.accounts.periods import DAY_NS, Window
+from leased.collector.planning.history import begun_ns
 from leased.collector.planning.trend import (
     HISTORY_DAYS_MAX,
     HISTORY_DAYS_MIN,
@@ -109,7 +110,7 @@ def _daily_peaks(accounts: Accounts, kind: ResourceKind) -> tuple[int, list[floa
     """(first day since 1970, the most that was held at once on each whole day since)."""
     now_ns = accounts.now_ns()
     last_day = now_ns // DAY_NS
-    first_day = -(-accounts.source.first_ns() // DAY_NS)
+    first_day = -(-begun_ns(accounts) // DAY_NS)
     first_day = max(first_day, last_day - HISTORY_DAYS_MAX)
     if last_day <= first_day:
         return first_day, []

@@ -26,6 +26,7 @@ from leased.collector.accounts.periods import Window, duration
 from leased.collector.fleet import Fleet
 from leased.collector.planning import capacity, queueing
 from leased.collector.planning.flow import DAY_NS, DAYS_KEPT, Day, day_start_ns, summed
+from leased.collector.planning.history import begun_ns
 from leased.economics.amounts import rounded
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
@@ -95,7 +96,7 @@ def latency_cost(
     day = summed(view.flow.since(begin_ns) for view in fleet.known())
     if not views or not day.ended or not day.total_ns:
         return _nothing(accounts, len(views), period)
-    span_ns = max(HOUR_NS, now_ns - max(begin_ns, accounts.source.first_ns()))
+    span_ns = max(HOUR_NS, now_ns - max(begin_ns, begun_ns(accounts)))
     places = max(1, max(view.flow.most for view in views))
     servers = places * len(views)
     service_s = day.total_ns / day.ended / NS_PER_S

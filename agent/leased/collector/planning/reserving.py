@@ -21,6 +21,7 @@ from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import ReservationAdvice, Reservations
 from leased.collector.accounts.periods import Window
 from leased.collector.planning.capacity import list_price
+from leased.collector.planning.history import begun_ns
 from leased.economics.amounts import rounded
 from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
@@ -68,7 +69,7 @@ def reservations(
     offer = offer or Offer()
     window = accounts.last(period)
     window = Window(
-        max(window.from_ns, accounts.source.first_ns() // HOUR_NS * HOUR_NS), window.to_ns
+        max(window.from_ns, begun_ns(accounts) // HOUR_NS * HOUR_NS), window.to_ns
     )
     used = _units_by_hour(accounts.source.cells(window.pair))
     advice = []

@@ -24,6 +24,7 @@ from leased.collector.accounts.answers import Reach
 from leased.collector.accounts.periods import Window
 from leased.collector.governance.windows import check, last_opening_ns, next_opening_ns
 from leased.collector.planning import capacity
+from leased.collector.planning.history import begun_ns
 from leased.economics.amounts import rounded
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
@@ -111,7 +112,7 @@ def scheduled_scaling(
     window = accounts.last(period)
     if window.to_ns - window.from_ns > DAYS_MAX * periods.DAY_NS:
         raise InvalidParameter("period", f"at most {DAYS_MAX}d")
-    begin_ns = accounts.source.first_ns() // HOUR_NS * HOUR_NS
+    begin_ns = begun_ns(accounts) // HOUR_NS * HOUR_NS
     window = Window(min(max(window.from_ns, begin_ns), window.to_ns), window.to_ns)
     prices = capacity.node_prices(accounts, accounts.held())
     price = sum(prices.values(), Fraction(0)) / max(1, len(prices))

@@ -86,14 +86,15 @@ def placement(options: argparse.Namespace, console: Console) -> int:
             options.project,
         )
         with recorded(options.state) as samples:
-            answer = advice.placement(Accounts(source, terms), request, samples)
+            accounts = Accounts(source, terms, clock_ns=console.wall_ns())
+            answer = advice.placement(accounts, request, samples)
     return _show(answer, options, console)
 
 
 def sensitivity(options: argparse.Namespace, console: Console) -> int:
     """Tell what workloads live by."""
     with opened(options, console) as (source, terms):
-        accounts = Accounts(source, terms)
+        accounts = Accounts(source, terms, clock_ns=console.wall_ns())
         with recorded(options.state) as samples:
             answer = advice.sensitivities(accounts, accounts.last(options.last), samples)
     return _show(answer, options, console)

@@ -259,7 +259,7 @@ def _issue(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
 def _export(options: argparse.Namespace, console: Console) -> int:
     """Print FOCUS."""
     with opened(options, console) as (source, terms):
-        accounts = Accounts(source, terms, Invoices(options.state))
+        accounts = Accounts(source, terms, Invoices(options.state), clock_ns=console.wall_ns())
         if not (terms.currency.isupper() and len(terms.currency) == 3):
             console.note(f"{terms.currency} is no currency of ISO 4217: validators will say so")
         if options.parquet is None:
@@ -274,7 +274,7 @@ def _export(options: argparse.Namespace, console: Console) -> int:
 def _show(options: argparse.Namespace, console: Console) -> int:
     """Ask and print."""
     with opened(options, console) as (source, terms):
-        accounts = Accounts(source, terms, Invoices(options.state))
+        accounts = Accounts(source, terms, Invoices(options.state), clock_ns=console.wall_ns())
         answer = options.answer(accounts, options)
     show_answer(msgspec.to_builtins(answer, builtin_types=(Decimal,)), options, console)
     return 0

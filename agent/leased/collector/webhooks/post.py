@@ -3,7 +3,8 @@
 
 Rule: the address that is connected to is the one that was looked at. TLS is verified against the
 host's name; a redirect is a failure, for where it leads was never configured. Of an answer its head
-counts; at most 64 KiB of its body are read, and thrown away. Whoever sends brings the deadline.
+counts, whatever becomes of its body: at most 64 KiB of that are read, for a second, and thrown
+away. Whoever sends brings the deadline.
 
 Does not try again (`courier`).
 """
@@ -25,6 +26,9 @@ from leased.collector.webhooks.guard import Network, Target, refusal
 READ_BYTES: Final = 16 * 1024
 HEAD_BYTES_MAX: Final = 16 * 1024
 BODY_BYTES_MAX: Final = 64 * 1024
+REST_S_MAX: Final = 1
+"""For the rest of an answer whose head is there."""
+
 NS_PER_S: Final = 1_000_000_000
 
 
@@ -61,32 +65,36 @@ class Line:
             head = await self._hear()
         except (OSError, trio.BrokenResourceError, h11.ProtocolError) as error:
             raise Undelivered(str(error) or type(error).__name__) from error
+        with trio.move_on_after(REST_S_MAX):
+            try:
+                await self._pass_over()
+            except (OSError, trio.BrokenResourceError, h11.ProtocolError):
+                pass  # it was answered; what follows goes over another connection
         told = {name.decode().lower(): value.decode("latin-1") for name, value in head.headers}
         return Heard(head.status_code, retry_after_ns(told.get("retry-after", ""), now_ns))
 
     async def _hear(self) -> h11.Response:
-        head, read = None, 0
-        while True:
-            event = self._http.next_event()
+        while not isinstance(event := self._http.next_event(), h11.Response):
             if event is h11.NEED_DATA:
                 data = await self._stream.receive_some(READ_BYTES)
-                if not data and head is None:
+                if not data:
                     raise Undelivered("the connection ended before the answer")
                 self._http.receive_data(bytes(data))
-            elif isinstance(event, h11.Response):
-                head = event
+        return event
+
+    async def _pass_over(self) -> None:
+        """Read the rest of an answer, so that another delivery may follow on the connection."""
+        read = 0
+        while read <= BODY_BYTES_MAX:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                self._http.receive_data(bytes(await self._stream.receive_some(READ_BYTES)))
             elif isinstance(event, h11.Data):
                 read += len(event.data)
-                if read > BODY_BYTES_MAX:
-                    break
-            elif isinstance(event, h11.EndOfMessage):
+            else:
                 if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
                     self._http.start_next_cycle()
-                break
-            elif not isinstance(event, h11.InformationalResponse):
-                break
-        assert head is not None, "h11 gives the head first"
-        return head
+                return
 
     async def aclose(self) -> None:
         """Close it, without ceremony."""

@@ -24,6 +24,7 @@ import trio
 
 from leased.chain.canonical import decode
 from leased.collector.accounts.answers import IdleResource
+from leased.collector.accounts.corrections import corrected
 from leased.collector.accounts.invoices import Invoices
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.manifest import LogEntry
@@ -292,7 +293,7 @@ class Watcher:
             issued_ns = path.stat().st_mtime_ns
             yield _bill_fact(Kind.BILL_FINAL, bill, issued_ns, {})
             for text, amount in bill.corrections:
-                more = {"corrects": text.removeprefix("Correction of "), "amount": amount}
+                more = {"corrects": corrected(text), "amount": amount}
                 yield _bill_fact(Kind.BILL_CORRECTED, bill, issued_ns, more)
 
     def close(self) -> None:

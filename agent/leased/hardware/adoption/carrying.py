@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Carrying: what a worker does to bring a process tree into a lease's cgroup, and to put it back;
-and to end what is in one that no lease knows (`strays`).
+to end what is in one that no lease knows (`strays`), and who keeps the killed (`servers`).
 
 Rule: all of the tree or none of it. Whoever is forked by one that has been moved is born inside; so
 the tree is read again until nobody of it is outside, and the kernel has told of nobody else who was
@@ -21,6 +21,7 @@ import msgspec
 
 from leased.hardware import cgroup, leaves
 from leased.hardware.adoption.births import Births, following
+from leased.hardware.adoption.servers import Loosen, loosen
 from leased.hardware.adoption.strays import Sweep, sweep
 from leased.hardware.adoption.tree import Process, descendants, look, refuse
 from leased.terms.errors import DeviceError
@@ -189,4 +190,9 @@ def _moved(pid: int, processes: Iterable[Process]) -> Moved:
     return Moved(tuple(processes), uid, gid, groups)
 
 
-VERBS = {"move": (Move, move), "undo": (Undo, undo), "sweep": (Sweep, sweep)}
+VERBS = {
+    "move": (Move, move),
+    "undo": (Undo, undo),
+    "sweep": (Sweep, sweep),
+    "loosen": (Loosen, loosen),
+}

@@ -2,8 +2,10 @@
 """Users: what of this host is on top of a block device: mounts, swap, arrays, mappings, loops.
 
 Rule: devices are compared by their numbers, never by their names. Mounts are read of every mount
-namespace that there is. Of what is not a file of the kernel nothing is believed: a loop device is
-asked what is behind it (an exclusive open does not see it).
+namespace that there is time for, the host's first: any user may have namespaces with gigabytes of
+mounts. They are read for their names; who mounts a device has it exclusively, so whoever asks
+whether it is used opens it so, too. Of what is not a file of the kernel nothing is believed: a loop
+device is asked what is behind it (an exclusive open does not see it).
 
 Does not see processes that merely have the device open (`openers` does), nor judge.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,11 +23,17 @@ import msgspec
 from leased.hardware.block import verbs
 from leased.hardware.block.names import lease_in
 from leased.hardware.block.verbs import Number
+from leased.hardware.instant import now_ns
 from leased.hardware.sysfs import list_names, read_text
 from leased.terms.errors import DeviceError
 
+MOUNTS_BUDGET_NS = 1_000_000_000
 _OF_SEVERAL = ("btrfs", "bcachefs")
 """File systems that may be on several devices."""
+
+_CHUNK_BYTES = 256 << 10
+_LINE_BYTES_MAX = 64 << 10
+"""Two paths, each of whose bytes may be four."""
 
 
 class Use(msgspec.Struct, frozen=True, array_like=True):
@@ -36,11 +44,13 @@ class Use(msgspec.Struct, frozen=True, array_like=True):
     uuid: str = ""
 
 
-def find_uses(numbers: Collection[Number], root: Path = Path("/")) -> tuple[Use, ...]:
+def find_uses(
+    numbers: Collection[Number], root: Path = Path("/"), *, mounts_ns: int = MOUNTS_BUDGET_NS
+) -> tuple[Use, ...]:
     """Everything that is on top of the devices. Raises DeviceError where that cannot be read."""
     sought = frozenset(numbers)
     uses = (
-        *_mounts(sought, root),
+        *_mounts(sought, root, now_ns() + mounts_ns),
         *_swaps(sought, root),
         *_above(sought, root),
         *_loops(sought, root),
@@ -51,7 +61,7 @@ def find_uses(numbers: Collection[Number], root: Path = Path("/")) -> tuple[Use,
 # ---- mounts ------------------------------------------------------------------------------------
 
 
-def _mounts(sought: frozenset[Number], root: Path) -> Iterable[Use]:
+def _mounts(sought: frozenset[Number], root: Path, end_ns: int) -> Iterable[Use]:
     seen: set[str] = set()
     folder = os.fspath(root / "proc")
     for pid in _pids(root):
@@ -59,12 +69,30 @@ def _mounts(sought: frozenset[Number], root: Path) -> Iterable[Use]:
         namespace = _link(f"{folder}/{pid}/ns/mnt")
         if namespace is not None and namespace in seen:
             continue
-        text = _text_of(Path(folder, pid, "mountinfo"))
-        if text is None:
-            continue
-        if namespace is not None:
-            seen.add(namespace)
-        yield from _mounted(text, sought, root)
+        of_interest = [b" %d:%d " % number for number in sought]
+        of_interest += [b" - %s " % kind.encode() for kind in _OF_SEVERAL]
+        for lines in _pieces(f"{folder}/{pid}/mountinfo"):
+            if namespace is not None:
+                seen.add(namespace)
+            if any(word in lines for word in of_interest):
+                yield from _mounted(lines.decode("utf-8", "replace"), sought, root)
+            if now_ns() > end_ns:
+                return
+
+
+def _pieces(path: str) -> Iterator[bytes]:
+    """Whole lines, some at a time; none where whoever it was has gone."""
+    rest = b""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                lines, _, rest = (rest + chunk).rpartition(b"\n")
+                rest = rest[-_LINE_BYTES_MAX:]
+                yield lines
+        yield rest
+    except OSError as error:
+        if not _has_gone(error):
+            raise DeviceError("users", error.errno or errno.EIO, path) from error
 
 
 def _mounted(mountinfo: str, sought: frozenset[Number], root: Path) -> Iterable[Use]:
@@ -143,22 +171,25 @@ def _behind_loop(root: Path, name: str) -> Number | None:
 
 
 def _pids(root: Path) -> list[str]:
-    """Ours first: what is read of it need not be read of anybody else."""
+    """Ours first: what is read of it need not be read of anybody else. Then the host's."""
     own = str(os.getpid())
     names = [name for name in list_names(root / "proc") if name.isdecimal()]
-    return sorted(names, key=lambda name: name != own)
+    return sorted(names, key=lambda name: (name != own, name != "1"))
 
 
 def _text_of(path: Path) -> str | None:
     """None: whoever it was has gone."""
     try:
         return path.read_bytes().decode("utf-8", "replace")
-    except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
-        return None
     except OSError as error:
-        if error.errno == errno.EINVAL:  # a process without a mount namespace: it is on its way out
+        if _has_gone(error):
             return None
         raise DeviceError("users", error.errno or errno.EIO, str(path)) from error
+
+
+def _has_gone(error: OSError) -> bool:
+    """EINVAL: a process without a mount namespace is on its way out."""
+    return error.errno in (errno.ENOENT, errno.ESRCH, errno.ENOTDIR, errno.EINVAL)
 
 
 def _link(path: str) -> str | None:

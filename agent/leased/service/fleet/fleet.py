@@ -3,15 +3,16 @@
 and the door they come through.
 
 Rule: a node serves its tenants whether its fleet can reach it or not: a certificate that cannot be
-used keeps the door shut, is said aloud, and is looked at again at every reload. What is configured
-anew counts for the connections that come; those that are there go on.
+used keeps the door shut, is said aloud, and is looked at again at every reload and every
+`AGAIN_S`: a host that boots with a wrong clock has it put right by itself. What is configured anew
+counts for the connections that come; those that are there go on.
 
 Does not serve by itself (`listener`) and answers nothing (`routes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,14 +29,19 @@ from leased.service.fleet.pulling import PulledLog
 from leased.service.fleet.routes import AuditRoutes, refuse
 from leased.service.fleet.tls import load
 from leased.service.log.room import state_of
-from leased.service.sequencer import Sequencer, Told
+from leased.service.sequencer import Told
 from leased.service.telling import metrics
 from leased.service.telling.narration import CRITICAL
+from leased.terms.command import Command
 from leased.terms.errors import CallerError, ConfigError, StateError
+from leased.terms.reply import Reply
 
 if TYPE_CHECKING:
     from leased.service.agent import Agent
     from leased.service.config import Config
+
+AGAIN_S = 10
+"""A door that is shut is tried so often."""
 
 
 class Fleet:
@@ -46,7 +52,7 @@ class Fleet:
         listening: Listening,
         *,
         opened: OpenedLog,
-        sequencer: Sequencer,
+        ask: Callable[[Command], Awaitable[Reply]],
         latest: Callable[[], Frontier],
         node_id: bytes,
         clock: Clock,
@@ -54,7 +60,8 @@ class Fleet:
         metrics: Callable[[], str],
         log_state: Callable[[], tuple[str, str]],
     ) -> None:
-        """`log_state` is how the log is, and why (`service.log.room`)."""
+        """`ask` puts a command through the sequencer; `log_state` is how the log is, and why
+        (`service.log.room`)."""
         self.log_state = log_state
         self._listening = listening
         self._clock, self._node_id, self._say = clock, node_id, say
@@ -64,7 +71,7 @@ class Fleet:
             collectors=lambda: self._listening.collectors,
             policy=lambda: self._listening.policy,
             apart_ns=lambda: self._listening.ack_apart_ns,
-            ask=sequencer.ask_own,
+            ask=ask,
             clock=clock,
         )
         self.routes = AuditRoutes(
@@ -78,6 +85,7 @@ class Fleet:
         self.listener: NodeListener | None = None
         self._handed: Mapping[str, Sequence[int]] = {}
         self._usable = trio.Event()
+        self._complaint = ""
 
     async def prove(self, sequence: int, size: int | None) -> Proof:
         """Prove a record to whoever is here; without a size in the newest tree that the quorum has
@@ -109,8 +117,10 @@ class Fleet:
         try:
             self._let_in()
         except (ConfigError, StateError) as error:
-            why = f"collectors cannot connect: {error}; put it right and reload"
-            self._say(why, priority=CRITICAL)
+            complaint = f"collectors cannot connect: {error}; tried again every {AGAIN_S} s"
+            if complaint != self._complaint:
+                self._say(complaint, priority=CRITICAL)
+            self._complaint = complaint
 
     def _let_in(self) -> None:
         """Use what is configured now. Raises ConfigError, StateError."""
@@ -147,14 +157,17 @@ class Fleet:
                 " the next start"
             )
             return
-        self._listening = listening
+        self._listening, self._complaint = listening, ""
         if listening.on:
             self._try_to_let_in()
 
     async def run(self) -> None:
         """Serve until cancelled, once there is a door."""
-        await self._usable.wait()
-        assert self.listener is not None
+        while self.listener is None:
+            with trio.move_on_after(AGAIN_S):
+                await self._usable.wait()
+            if self.listener is None and self._listening.on:
+                self._try_to_let_in()
         await self.listener.run()
 
     # -- what the sequencer tells ------------------------------------------------------------------
@@ -177,7 +190,7 @@ def make_fleet(agent: Agent) -> Fleet:
     return Fleet(
         agent.config.listener,
         opened=agent.opened,
-        sequencer=agent.sequencer,
+        ask=agent.sequencer.ask_own,
         latest=lambda: agent.vitals.tree,
         node_id=agent.node,
         clock=agent.clock,

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Corrections: what issued bills would be by what is known now, as lines of the next one.
+
+Rule: each difference is on one bill, and at the prices of the bill that it is about. Bills may have
+other digits by now: it is rounded to those of the bill that it is on. Money of another currency is
+in no sum: it is told, once, for people to settle.
+
+Does not compute bills (`billing`) and does not choose them (`accounts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from typing import Final
+
+from leased.economics.amounts import rounded
+from leased.economics.billing import Bill
+from leased.economics.contracts import Terms
+from leased.economics.statement import fixed
+
+PREFIX: Final = "Correction of "
+
+
+def corrections_of(
+    bills: Iterable[Bill], others: Iterable[Bill], terms: Terms, again: Callable[[Bill], Bill]
+) -> Iterator[tuple[str, int]]:
+    """(description, 10**-decimals units of `terms`) of each of `bills` that comes out otherwise
+    `again`, less what `others` that were issued say of it."""
+    said = [one for bill in others for one in bill.corrections]
+    for bill in bills:
+        name = PREFIX + bill.period
+        off = Fraction(again(bill).total) - Fraction(bill.total)
+        off -= sum(Fraction(amount) for text, amount in said if text == name)
+        if bill.currency == terms.currency:
+            amount = rounded(off, terms.decimals)
+            if amount:
+                yield name, amount
+        elif off:
+            money = f"{fixed(rounded(off, bill.decimals), bill.decimals)} {bill.currency}"
+            told = f"{name}: {money}, to be settled apart"
+            if told not in (text for text, _ in said):
+                yield told, 0
+
+
+def corrected(description: str) -> str:
+    """Which month a correction is of."""
+    return description.removeprefix(PREFIX).partition(":")[0]
