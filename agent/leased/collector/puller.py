@@ -33,7 +33,7 @@ from leased.collector.reconcile import (
     judge_refusal,
     judge_silence,
 )
-from leased.collector.running import Fleet
+from leased.collector.running import Run
 from leased.collector.transport import Connection, Endpoint, Unreachable, connect
 from leased.terms.errors import NO_ROOM, ChainError, StateError, disk_error
 from leased.terms.moment import NS_PER_S
@@ -48,8 +48,8 @@ TURN_PAGES_MAX: Final = 64
 class Puller:
     """One node's log."""
 
-    def __init__(self, fleet: Fleet, entry: LogEntry, endpoint: Endpoint) -> None:
-        self._fleet = fleet
+    def __init__(self, run: Run, entry: LogEntry, endpoint: Endpoint) -> None:
+        self._run = run
         self._endpoint = endpoint
         self.name = entry.name
         self.log_id = entry.log_id
@@ -61,19 +61,19 @@ class Puller:
         """What was pulled could not be stored: why the archive could not be reached."""
         self._is_peer = endpoint.role is Role.COLLECTOR
         if self._is_peer:
-            fleet.collectors.add(self.state.pinned.log_id)
+            run.collectors.add(self.state.pinned.log_id)
         self._failures = self._slow_s = 0
-        self._set_ns = fleet.clock.set_ns()
+        self._set_ns = run.clock.set_ns()
         self._cosigned_s = -math.inf
         self._adrift = False
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
-        room = self._fleet.room
+        room = self._run.room
         try:
             while True:
                 try:
-                    await self.turn(standing=self._fleet.standing)
+                    await self.turn(standing=self._run.standing)
                     room.leave(self.name)
                 except (OSError, StateError) as error:
                     self._wait_for_room(error)
@@ -84,12 +84,12 @@ class Puller:
     def _wait_for_room(self, error: OSError | StateError) -> None:
         """What found no room was not stored, and so not cosigned, and is asked for again. Raises
         whatever is not that; what failed in the own log, half written, is for a restart to say."""
-        if disk_error(error) not in NO_ROOM or self._fleet.witness.failed:
+        if disk_error(error) not in NO_ROOM or self._run.witness.failed:
             raise error
         self._failures += 1
         self._adrift = True
         why = f"{error}; nothing more is pulled or acknowledged until there is room"
-        self._fleet.room.begin(why, self.name)
+        self._run.room.begin(why, self.name)
 
     async def turn(self, *, standing: bool) -> None:
         """One connection: to the end of the log, and where it is `standing`, on from there."""
@@ -97,39 +97,39 @@ class Puller:
             if self._adrift:
                 await self._reload()
                 self._adrift = False
-                self._fleet.archive.end()
+                self._run.archive.end()
             if self.verdict.sticky:
                 await self._look_for_resolution()
                 return
             await self._reach(standing=standing)
             await self._note_silence()
         except CursorMoved as error:
-            self._fleet.tell(self.name, str(error))
+            self._run.tell(self.name, str(error))
             self._adrift = True
         except ManifestGone as error:
             # Whether the last page counts is known when the cursor can be read again.
             self._failures += 1
             self._adrift, self.kept_from = True, str(error)
-            self._fleet.archive.begin(str(error))
+            self._run.archive.begin(str(error))
 
     async def _reach(self, *, standing: bool) -> None:
         try:
-            async with self._fleet.places:
+            async with self._run.places:
                 await self._converse(standing=standing)
         except Unreachable as error:
             self._failures += 1
             self._slow_s = error.seconds if isinstance(error, SlowDown) else 0
             if str(error) != self.unreachable:
                 self.unreachable = str(error)
-                self._fleet.tell(self.name, f"not reached: {error}")
+                self._run.tell(self.name, f"not reached: {error}")
 
     async def _converse(self, *, standing: bool) -> None:
-        config = self._fleet.config
+        config = self._run.config
         timeout_s = config.timeout_ns / NS_PER_S
         try:
             with trio.fail_after(timeout_s):
-                context = self._fleet.credentials.context
-                connection = await connect(self._endpoint, context, self._fleet.fleet)
+                context = self._run.credentials.context
+                connection = await connect(self._endpoint, context, self._run.fleet)
         except trio.TooSlowError as error:
             raise Unreachable(f"{self._endpoint.host}: no handshake in {timeout_s:g} s") from error
         try:
@@ -141,7 +141,7 @@ class Puller:
                     return
                 if fresh:
                     await self._cosign(connection, at_once=not standing)
-                    self._fleet.room.end(self.name)
+                    self._run.room.end(self.name)
                     if not standing or self.verdict.sticky or not connection.reusable:
                         return
                     # What comes within the pace comes together: one file and one commit.
@@ -152,12 +152,12 @@ class Puller:
 
     async def _pull(self, connection: Connection, wait_ms: int) -> bool:
         """One page, from the question to the disk; whether the log ends there."""
-        fleet, config = self._fleet, self._fleet.config
+        run, config = self._run, self._run.config
         held = False
 
         async def take_room() -> None:
             nonlocal held
-            await fleet.rooms.acquire()
+            await run.rooms.acquire()
             held = True
 
         try:
@@ -181,19 +181,19 @@ class Puller:
             return taken is None or taken.fresh
         finally:
             if held:
-                fleet.rooms.release()
+                run.rooms.release()
 
     async def _check(self, page: bytes, connection: Connection) -> Taken | None:
         try:
-            now_ns = self._fleet.wall_ns()
+            now_ns = self._run.wall_ns()
             if len(page) <= INLINE_BYTES_MAX:
                 taken = take_page(self.state, page, now_ns)
             else:
                 taken = await trio.to_thread.run_sync(
-                    take_page, self.state, page, now_ns, limiter=self._fleet.workers
+                    take_page, self.state, page, now_ns, limiter=self._run.workers
                 )
             if self._is_peer:
-                taken = hushed(taken, self.state, frozenset(self._fleet.collectors))
+                taken = hushed(taken, self.state, frozenset(self._run.collectors))
             return taken
         except ChainError as error:
             finding = judge_refusal(self.state, error)
@@ -204,8 +204,8 @@ class Puller:
 
     async def _store(self, taken: Taken) -> None:
         self._move_with_clock()
-        fleet, old = self._fleet, self.entry
-        now_ns = fleet.wall_ns()
+        run, old = self._run, self.entry
+        now_ns = run.wall_ns()
         state, was = noted(self.state, taken.state, now_ns), self.verdict
         stopped = judge_silence(state, now_ns, now_ns) if taken.fresh else None
         verdict = Verdict.OK if taken.fresh else Verdict.BEHIND
@@ -223,8 +223,8 @@ class Puller:
         )
         if self._is_peer and taken.frames:
             told = heads_in(taken.frames, self.name, self.state.pinned.log_id)
-            await fleet.storer.call(lambda: fleet.heads.add(told))
-        await fleet.storer.store(page)
+            await run.storer.call(lambda: run.heads.add(told))
+        await run.storer.store(page)
         self.state = state
         self.entry = msgspec.structs.replace(
             old,
@@ -239,16 +239,16 @@ class Puller:
         if stopped is not None:
             await self._tell_stale(stopped, anew=was is not Verdict.STALE)
         elif self.unreachable or was is Verdict.STALE:
-            fleet.tell(self.name, f"reached again, at {page.after.size} records")
+            run.tell(self.name, f"reached again, at {page.after.size} records")
         self.verdict, self.unreachable, self._failures, self._slow_s = verdict, "", 0, 0
         self.kept_from = ""
         if taken.fresh:
-            fleet.skews.note(self.name, taken.trailer.wall_ns - now_ns)
+            run.skews.note(self.name, taken.trailer.wall_ns - now_ns)
 
     def _move_with_clock(self) -> bool:
         """Where our own clock was set, what is remembered by it was as long ago as before; whether
         it was."""
-        by_ns = self._fleet.clock.set_ns() - self._set_ns
+        by_ns = self._run.clock.set_ns() - self._set_ns
         if abs(by_ns) < SET_NS:
             return False
         self._set_ns += by_ns
@@ -259,17 +259,17 @@ class Puller:
 
     async def _heads(self) -> list[PeerHead]:
         """What other collectors have cosigned of this log and is not compared yet."""
-        heads, log_id = self._fleet.heads, self.log_id
+        heads, log_id = self._run.heads, self.log_id
         if not heads.waits(log_id):
             return []
-        return await self._fleet.storer.call(lambda: heads.of(log_id))
+        return await self._run.storer.call(lambda: heads.of(log_id))
 
     async def _compare(self, known: list[PeerHead], taken: Taken, connection: Connection) -> None:
         """Compare what others have cosigned, and was known before the page was asked for, with
         what is held now."""
         if not known:
             return
-        heads, log_id, size = self._fleet.heads, self.log_id, taken.after.size
+        heads, log_id, size = self._run.heads, self.log_id, taken.after.size
         ends_at = size if taken.fresh else None
 
         def judge() -> tuple[Finding, PeerHead] | None:
@@ -278,15 +278,15 @@ class Puller:
                 heads.settle(log_id, [one for one in known if one.size <= size])
             return found
 
-        found = await self._fleet.storer.call(judge)
+        found = await self._run.storer.call(judge)
         if found is not None:
             await self._found(found[0], connection, None)
 
     async def _cosign(self, connection: Connection, *, at_once: bool) -> None:
         """Cosign the head that was stored last, if there is something new to it and it is time."""
-        fleet, entry = self._fleet, self.entry
+        run, entry = self._run, self.entry
         now_s = trio.current_time()
-        due = at_once or now_s - self._cosigned_s >= fleet.config.cosign_ns / NS_PER_S
+        due = at_once or now_s - self._cosigned_s >= run.config.cosign_ns / NS_PER_S
         if not due or not self.state.loud or entry.signed_size != entry.head.size:
             return
         log_id, note = self.state.pinned.log_id, entry.note
@@ -294,24 +294,24 @@ class Puller:
 
         def sign() -> str:
             if carried is not None:
-                fleet.heads.remember(self.log_id, carried.frontier)
-            return fleet.witness.cosign(log_id, note)
+                run.heads.remember(self.log_id, carried.frontier)
+            return run.witness.cosign(log_id, note)
 
-        cosigned = await fleet.storer.call(sign)
+        cosigned = await run.storer.call(sign)
         self._cosigned_s = now_s
         try:
             answer = await acknowledge(
-                connection, self.log_id, cosigned, timeout_s=fleet.config.timeout_ns / NS_PER_S
+                connection, self.log_id, cosigned, timeout_s=run.config.timeout_ns / NS_PER_S
             )
         except Unreachable as error:
-            fleet.tell(self.name, f"not acknowledged, to be tried again: {error}")
+            run.tell(self.name, f"not acknowledged, to be tried again: {error}")
             return
         if isinstance(answer, Problem):
             await self._found(judge_problem(self.state, answer), connection, answer)
             return
         self.state = msgspec.structs.replace(self.state, loud=False)
         fields = {"cosigned_size": entry.head.size, "state": encode_state(self.state)}
-        await fleet.storer.set(self.log_id, entry.head, fields)
+        await run.storer.set(self.log_id, entry.head, fields)
         self.entry = msgspec.structs.replace(entry, cosigned_size=entry.head.size)
 
     async def _found(
@@ -324,24 +324,24 @@ class Puller:
         """A verdict: keep the evidence, seal that there is one, then set it."""
         if finding is None:
             return
-        fleet = self._fleet
-        fleet.tell(self.name, f"{finding.verdict}: {finding.why}")
-        bundle = await fleet.case.gather(self.state, self.entry, finding, connection, problem, page)
-        now_ns, state, entry = fleet.wall_ns(), self.state, self.entry
-        await fleet.storer.call(
-            lambda: fleet.case.close(fleet.witness, state, entry, finding, bundle)
+        run = self._run
+        run.tell(self.name, f"{finding.verdict}: {finding.why}")
+        bundle = await run.case.gather(self.state, self.entry, finding, connection, problem, page)
+        now_ns, state, entry = run.wall_ns(), self.state, self.entry
+        await run.storer.call(
+            lambda: run.case.close(run.witness, state, entry, finding, bundle)
         )
         fields = {"verdict": finding.verdict, "why": finding.why, "since_ns": now_ns}
-        await fleet.storer.set(self.log_id, entry.head, fields)
+        await run.storer.set(self.log_id, entry.head, fields)
         self.verdict = finding.verdict
         self.entry = msgspec.structs.replace(entry, verdict=finding.verdict, why=finding.why)
 
     async def _note_silence(self) -> None:
-        moved, now_ns = self._move_with_clock(), self._fleet.wall_ns()
+        moved, now_ns = self._move_with_clock(), self._run.wall_ns()
         if self.entry.contact_ns > now_ns or moved:
             # Our own clock was ahead, before this run: silence counts from here on.
             at_ns = min(self.entry.contact_ns, now_ns)
-            await self._fleet.storer.set(self.log_id, self.entry.head, {"contact_ns": at_ns})
+            await self._run.storer.set(self.log_id, self.entry.head, {"contact_ns": at_ns})
             self.entry = msgspec.structs.replace(self.entry, contact_ns=at_ns)
         if self.verdict.sticky or self.verdict is Verdict.STALE:
             return
@@ -353,32 +353,32 @@ class Puller:
     async def _tell_stale(self, finding: Finding, *, anew: bool) -> None:
         fields: dict[str, Any] = {"verdict": finding.verdict, "why": finding.why}
         if anew:
-            self._fleet.tell(self.name, f"{finding.verdict}: {finding.why}")
-            fields["since_ns"] = self._fleet.wall_ns()
-        await self._fleet.storer.set(self.log_id, self.entry.head, fields)
+            self._run.tell(self.name, f"{finding.verdict}: {finding.why}")
+            fields["since_ns"] = self._run.wall_ns()
+        await self._run.storer.set(self.log_id, self.entry.head, fields)
 
     async def _look_for_resolution(self) -> None:
         """Whether an operator has resolved the verdict meanwhile."""
-        fleet, was, log_id = self._fleet, self.verdict, self.log_id
-        operators = fleet.config.operators
-        applied = await fleet.storer.call(
-            lambda: fleet.case.apply_resolutions(fleet.witness, self.entry, operators)
+        run, was, log_id = self._run, self.verdict, self.log_id
+        operators = run.config.operators
+        applied = await run.storer.call(
+            lambda: run.case.apply_resolutions(run.witness, self.entry, operators)
         )
         for told in applied:
-            fleet.tell(self.name, told)
+            run.tell(self.name, told)
         await self._reload()
         if self.verdict.sticky:
             return
-        heads, size = fleet.heads, self.entry.head.size
+        heads, size = run.heads, self.entry.head.size
 
         def let_go() -> None:
             known = heads.of(log_id)
             heads.settle(log_id, answered(known, was, size, lambda at: heads.root_at(log_id, at)))
 
-        await fleet.storer.call(let_go)
+        await run.storer.call(let_go)
 
     async def _reload(self) -> None:
-        entry = await self._fleet.storer.read(self.log_id)
+        entry = await self._run.storer.read(self.log_id)
         if entry is None:
             raise StateError(f"log {self.log_id} is not in the manifest any more")
         self.entry, self.state = entry, decode_state(entry.state)
@@ -386,10 +386,10 @@ class Puller:
 
     def _delay_s(self) -> float:
         """How long to wait before the next turn, where silence is judged: never as a node likes."""
-        config = self._fleet.config
+        config = self._run.config
         if self.verdict.sticky or not self._failures:
             return config.interval_ns / NS_PER_S
         backoff_ns = min(config.backoff_max_ns, config.interval_ns << min(self._failures, 20))
-        share = 0.5 + self._fleet.jitter() / 2
+        share = 0.5 + self._run.jitter() / 2
         slow_ns = min(self._slow_s * NS_PER_S, config.backoff_max_ns)
         return max(slow_ns, backoff_ns * share) / NS_PER_S

@@ -34,7 +34,7 @@ from leased.collector.own_clock import OwnClock
 from leased.collector.own_door import HostClock, OwnDoor, read_listening
 from leased.collector.puller import Puller
 from leased.collector.reconcile import Verdict
-from leased.collector.running import Fleet, Outage
+from leased.collector.running import Outage, Run
 from leased.collector.transport import Credentials, parse_url, read_pem
 from leased.collector.witness import Now, Witness, open_witness, os_entropy
 from leased.terms.errors import (
@@ -171,7 +171,7 @@ async def _run(
     archive, witness, sharing = stores.archive, stores.witness, stores.sharing
     storer, own_clock = Storer(archive, lambda text: tell("archive", text)), OwnClock(now)
     case = Case(archive, storer, own_clock.wall_ns, config.timeout_ns / NS_PER_S)
-    fleet = Fleet(
+    run = Run(
         config,
         storer,
         witness,
@@ -190,7 +190,7 @@ async def _run(
     async with trio.open_nursery() as outer:
         outer.start_soon(storer.run)
         if upkeep is not None and not once:
-            outer.start_soon(_keep_up, fleet, archive, sharing, upkeep)
+            outer.start_soon(_keep_up, run, archive, sharing, upkeep)
         door = None
         if listening.on and not once:
             door = OwnDoor(witness, storer, listening, HostClock(now), collector)
@@ -205,12 +205,12 @@ async def _run(
                         tell("own log", told)
                     try:
                         await _deal(
-                            *(fleet, archive, sharing, followed, only),
+                            *(run, archive, sharing, followed, only),
                             lambda one: inner.start_soon(one.run, _one_turn if once else _follow),
                         )
-                        fleet.archive.end()
+                        run.archive.end()
                     except ManifestGone as error:
-                        fleet.archive.begin(str(error))
+                        run.archive.begin(str(error))
                     if once:
                         break
                     # Who is enrolled, moved or forgotten while this runs needs no restart.
@@ -223,7 +223,7 @@ async def _run(
 
 
 async def _deal(
-    fleet: Fleet,
+    run: Run,
     archive: Archive,
     sharing: Sharing,
     followed: dict[tuple[str, str, str], _Followed],
@@ -232,28 +232,28 @@ async def _deal(
 ) -> None:
     """End who is not this collector's any more, and begin who is from now on. Raises ManifestGone,
     SegmentDamaged, StateError."""
-    storer = fleet.storer
+    storer = run.storer
     surplus = await storer.call(sharing.beat)
     nodes = await storer.call(archive.manifest.nodes)
     await _end(followed, nodes, sharing.parts)
     await storer.call(lambda: sharing.give_back(surplus))
-    await storer.call(fleet.heads.refresh)
+    await storer.call(run.heads.refresh)
     for node in nodes:
         if node not in followed and (not only or node[0] in only):
-            puller = await _puller(fleet, *node)
+            puller = await _puller(run, *node)
             if part_of(puller.entry.node) in sharing.parts:
                 followed[node] = _Followed(puller)
                 begin(followed[node])
 
 
-async def _keep_up(fleet: Fleet, archive: Archive, sharing: Sharing, upkeep: Upkeep) -> None:
+async def _keep_up(run: Run, archive: Archive, sharing: Sharing, upkeep: Upkeep) -> None:
     """What has time, now and then, and as soon as parts were taken over: their collector may have
     died at it."""
 
     def do(work: Callable[[], Any]) -> Any:
-        return trio.from_thread.run(fleet.storer.call, work)
+        return trio.from_thread.run(run.storer.call, work)
 
-    tell = fleet.tell
+    tell = run.tell
     while True:
         parts = sharing.parts
         try:
@@ -302,11 +302,11 @@ async def _end(
             del followed[node]
 
 
-async def _puller(fleet: Fleet, name: str, url: str, log_id: str) -> Puller:
-    entry = await fleet.storer.read(log_id)
+async def _puller(run: Run, name: str, url: str, log_id: str) -> Puller:
+    entry = await run.storer.read(log_id)
     assert entry is not None, "a foreign key"
     entry = msgspec.structs.replace(entry, name=name)
-    return Puller(fleet, entry, parse_url(url, entry.node))
+    return Puller(run, entry, parse_url(url, entry.node))
 
 
 async def _follow(puller: Puller) -> None:

@@ -58,7 +58,7 @@ class Outage:
         self._lacking.discard(who)
 
 
-class Fleet:
+class Run:
     """What all pullers of a run share."""
 
     def __init__(
@@ -77,8 +77,8 @@ class Fleet:
         tell: Callable[[str, str], None],
         room: Outage,
     ) -> None:
-        """`jitter` gives 0 to 1; `tell` takes a node's name and a sentence; `room` is that of the
-        disk."""
+        """`fleet` is a name; `jitter` gives 0 to 1; `tell` takes a node's name and a sentence;
+        `room` is that of the disk."""
         self.config = config
         self.storer = storer
         self.witness = witness

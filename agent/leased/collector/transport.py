@@ -5,7 +5,7 @@ Rule: TLS 1.3, both sides with a certificate of the fleet's CA; the node on the 
 whose id was enrolled, by the URI in its certificate and not by its host name. An answer is read
 whole or not at all, up to a limit; whoever asks brings the deadline.
 
-Does not know what is asked for (`puller`) and does not try again.
+Does not know what is asked for (`asking`) and does not try again.
 """
 
 from __future__ import annotations

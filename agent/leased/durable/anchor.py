@@ -108,35 +108,10 @@ def decode_copy(raw: bytes, index: int) -> AnchorSlot | None:
         or raw[_SLOT.size : -32] != _REST
     ):
         return None
-    (
-        magic,
-        generation,
-        log_id,
-        next_seq,
-        segment_no,
-        end_offset,
-        head,
-        min_seq,
-        acked,
-        tpm,
-        boot_ns,
-        boot_id,
-    ) = _SLOT.unpack_from(raw)
+    magic, generation, log_id, *fields = _SLOT.unpack_from(raw)
     if magic != _MAGIC or generation & 1 != index:
         return None
-    return AnchorSlot(
-        generation,
-        LogId(log_id),
-        next_seq,
-        segment_no,
-        end_offset,
-        head,
-        min_seq,
-        acked,
-        tpm,
-        boot_ns,
-        boot_id,
-    )
+    return AnchorSlot(generation, LogId(log_id), *fields)
 
 
 def _newest_copy(raw: bytes, index: int) -> AnchorSlot | None:

@@ -16,7 +16,7 @@ import msgspec
 from leased.chain.canonical import decode
 from leased.chain.findings import Walk
 from leased.chain.segment import LogIdentity
-from leased.chain.tree import Frontier
+from leased.chain.tree import EMPTY
 from leased.chain.verdict import BAD_ROOT, GAP
 from leased.durable.files import Disk
 from leased.durable.pages import PageReader
@@ -82,7 +82,7 @@ class Countersignatures:
         pages: PageReader, slot: AnchorSlot, event: HeadCountersigned, begins: int
     ) -> None:
         """Raises ChainError (BAD_ROOT): whoever cosigned that has seen another log than this."""
-        tree = Frontier(0, ())
+        tree = EMPTY
         if event.size <= slot.next_seq:
             of_header = begins and event.size == begins
             tree = pages.tree_before(begins) if of_header else pages.tree(event.size, slot)

@@ -272,7 +272,7 @@ def write_whole(disk: Disk, name: str, data: bytes) -> None:
     disk.sync_names()
 
 
-def write_aside(disk: Disk, name: str, data: bytes) -> None:
+def write_aside(disk: Disk, name: str, data: bytes, *, synced: bool = True) -> None:
     """Write what is to become `name` beside it, as `<name>.new`, and make it durable."""
     try:
         handle = disk.create(name + ".new")
@@ -282,7 +282,8 @@ def write_aside(disk: Disk, name: str, data: bytes) -> None:
         handle = disk.create(name + ".new")
     try:
         disk.write(handle, data, 0)
-        disk.sync(handle)
+        if synced:
+            disk.sync(handle)
     finally:
         disk.close_handle(handle)
 

@@ -28,7 +28,7 @@ from leased.chain.segment import (
     parse_header,
     segment_name,
 )
-from leased.chain.tree import Frontier
+from leased.chain.tree import EMPTY, Frontier
 from leased.chain.verdict import CORRUPT_SEGMENT
 from leased.durable.files import Disk
 from leased.durable.scan import segment_names
@@ -121,7 +121,7 @@ class PageReader:
         """The tree of the first `size` records (at most the slot's next_seq). Raises ChainError,
         StateError."""
         if size == 0:
-            return Frontier(0, ())
+            return EMPTY
         found = self._places.get(size)
         if found is not None:
             return found.tree
@@ -270,7 +270,7 @@ class _Leaves:
             return self._reader.tree_before(begins).subtree(start, stop) or self._gone(start)
         base = self._reader.start_before(stop - 1)
         if base <= start:
-            return Frontier(0, ()).grown(self.range(start, stop)).root()
+            return EMPTY.grown(self.range(start, stop)).root()
         # The peaks of the tree before `base` that lie beyond `start`: one for each bit of what is
         # between, for `start` has none of these bits.
         between = base - start

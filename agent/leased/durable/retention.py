@@ -147,16 +147,15 @@ def plan_removal(
     pressed: bool,
     key_changes: Sequence[tuple[int, KeyChange]] = (),
     changes_max: int = 0,
-    most: int = SEGMENTS_AT_ONCE,
 ) -> Removal | None:
-    """What may go now: whole segments, from the oldest on, `most` of them. None: nothing.
+    """What may go now: whole segments, from the oldest on. None: nothing.
     `acked_size` is the smallest that any collector that has to has acknowledged, `keep_from` what a
     replay needs; of `key_changes`, each with its sequence, a Pruned can say `changes_max` anew.
     Raises OSError, ChainError."""
     keep_from = min([keep_from, *(at for at, _ in key_changes[changes_max:])])
     names = live_segments(disk.names(), min_seq)
     going = 0
-    for following in names[1 : 1 - SEGMENTS_KEPT][:most]:
+    for following in names[1 : 1 - SEGMENTS_KEPT][:SEGMENTS_AT_ONCE]:
         head = disk.read_part(following, 0, HEADER_BYTES + HEADER.size)
         begins = parse_header(head[:HEADER_BYTES], following).head.size
         if len(head) < HEADER_BYTES + HEADER.size:

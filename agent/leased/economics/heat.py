@@ -57,9 +57,9 @@ def heat_of(signals: Signals) -> Heat:
     return named[0] if named else found[0]
 
 
-def steered(score: int, heat_pm: int, weight_pm: int = WEIGHT_PM) -> int:
+def steered(score: int, heat_pm: int) -> int:
     """A placement score, scored down by heat; rounded down."""
-    return score * (1_000_000 - weight_pm * heat_pm) // 1_000_000
+    return score * (1_000_000 - WEIGHT_PM * heat_pm) // 1_000_000
 
 
 def _bounded(pm: int) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from leased.hardware import leaves
 from leased.hardware.calls import CgroupFacts, MakeLeaf
+from leased.hardware.sysfs import write_text
 from leased.hardware.verbs import DeviceRule, attach_filter, load_filter
 from leased.terms.errors import DeviceError
 
@@ -37,14 +38,7 @@ kernel's own pages for a while and means nothing by itself."""
 
 def write(path: str, text: str) -> None:
     """Write one value. Raises DeviceError with the kernel's errno."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode("ascii"))
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise DeviceError("cgroup_write", error.errno or errno.EIO, f"{path}: {text}") from error
+    write_text(path, text, "cgroup_write")
 
 
 def read_names(path: str) -> str:

@@ -49,8 +49,9 @@ class _Itimerspec(ctypes.Structure):
 class BootClock:
     """`ports.Clock` on this host."""
 
-    def __init__(self, boot_id_path: Path = Path("/proc/sys/kernel/random/boot_id")) -> None:
-        self.boot_id = BootId(uuid.UUID(boot_id_path.read_text("ascii").strip()).bytes)
+    def __init__(self) -> None:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
+        self.boot_id = BootId(uuid.UUID(boot_id.strip()).bytes)
 
     def now(self) -> Moment:
         """Both clocks and the boot id, read together."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the kernel's text files: lists, numbers, names.
+"""The kernel's text files: lists, numbers and names that they say, and values that they take.
 
 Rule: a file that is not there is None, never 0; a file that says something unexpected raises
 DeviceError naming it. Every reader takes the root of the tree, so that a captured tree reads like
@@ -40,6 +40,19 @@ def _read_all(path: Path) -> bytes:
         return b"".join(parts)
     finally:
         os.close(fd)
+
+
+def write_text(path: str | Path, text: str, verb: str) -> None:
+    """Write one value, by one call: the error of that is the driver's answer. Raises DeviceError of
+    that verb, with the kernel's errno."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode("ascii"))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise DeviceError(verb, error.errno or errno.EIO, f"{path}: {text}") from error
 
 
 def read_int(path: Path) -> int | None:

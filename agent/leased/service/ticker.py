@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ticker: sleeps until the next thing that time itself brings about, and says so with a `Tick`.
 
-Rule: it sleeps on CLOCK_BOOTTIME and never longer than `backstop_ns`, so that a wake-up lost to a
+Rule: it sleeps on CLOCK_BOOTTIME and never longer than BACKSTOP_NS, so that a wake-up lost to a
 bug costs half a second and not a lease. The reaper has its own clock; this one is for the table's
 sake. So at a lease's deadline it lets the reaper go first, and those who die: the processors are
 theirs until the reaper says that it has cut (`note_cut`), or for `late_ns`.

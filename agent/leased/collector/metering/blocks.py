@@ -34,7 +34,7 @@ from leased.collector.metering.projection import (
     log_number,
     party_row,
 )
-from leased.durable.files import DirectoryDisk
+from leased.durable.files import DirectoryDisk, write_aside
 
 PARQUET: Final = "parquet"
 BLOCK_RECORDS: Final = 65_536
@@ -209,15 +209,7 @@ def full_blocks(sidecars: list[Sidecar]) -> int:
 def put(disk: DirectoryDisk, name: str, data: bytes) -> None:
     """Put a file in place at once. Not synced: a power cut may take its bytes, its digest then
     tells, and it is made again; a sync each would take longer than all the rest."""
-    try:
-        handle = disk.create(name + ".new")
-    except FileExistsError:
-        disk.unlink(name + ".new")
-        handle = disk.create(name + ".new")
-    try:
-        disk.write(handle, data, 0)
-    finally:
-        disk.close_handle(handle)
+    write_aside(disk, name, data, synced=False)
     disk.rename(name + ".new", name)
 
 

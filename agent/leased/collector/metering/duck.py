@@ -31,14 +31,12 @@ SMALL_BYTES: Final = 16 << 20
 class DuckEngine:
     """`engine.Engine` by DuckDB."""
 
-    def __init__(
-        self, *, threads: int = THREADS, memory: str = MEMORY, spill: Path | None = None
-    ) -> None:
+    def __init__(self, *, memory: str = MEMORY, spill: Path | None = None) -> None:
         # DuckDB makes it when it needs it and takes it away. Its own choice would be the working
         # directory, which no service can write to.
         within = "" if spill is None else str(spill / f"spill-{secrets.token_hex(8)}")
         settings: dict[str, Any] = {
-            "threads": threads,
+            "threads": THREADS,
             "memory_limit": memory,
             "preserve_insertion_order": False,
             "autoinstall_known_extensions": False,

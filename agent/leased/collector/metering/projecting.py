@@ -33,11 +33,9 @@ def project_logs(
     archive: ArchiveReader,
     entries: Sequence[LogEntry],
     progress: Callable[[str], None] = lambda text: None,
-    *,
-    boot_id: Path = BOOT_ID,
 ) -> Iterator[tuple[LogEntry, LogBlocks, list[Sidecar]]]:
     """Each log with its blocks, in the order of `entries`. Raises SegmentDamaged, ChainError."""
-    mark, boot = directory / MARK, _read(boot_id)
+    mark, boot = directory / MARK, _read(BOOT_ID)
     trusted = bool(boot) and _read(mark) == boot
     project = partial(_project, directory, archive, trusted=trusted)
     with ThreadPoolExecutor(AT_ONCE, "project") as threads:

@@ -43,11 +43,11 @@ _PROBE: Final = (
 class StoreSource:
     """`sources.Source` over the rollups."""
 
-    def __init__(self, rollups: Rollups, engine: DuckEngine | None = None) -> None:
+    def __init__(self, rollups: Rollups) -> None:
         """Raises StateError if a file is missing."""
         self._listing: Listing = rollups.listing()
         self._derived = rollups.directory.parent
-        self._engine = engine or DuckEngine(spill=self._derived)
+        self._engine = DuckEngine(spill=self._derived)
         for kind in ORDER:
             paths = rollups.paths(self._listing, kind)
             missing = [path for path in paths if not path.exists()]

@@ -117,10 +117,10 @@ def suspend_mapping(control: int, uuid: str) -> None:
     _checked("dm_suspend", lib.leased_dm_suspend(control, uuid.encode()))
 
 
-def describe_mapping(control: int, uuid: str, *, inactive: bool = False) -> Mapping | None:
-    """The mapping with its active (or its inactive) table, or None: there is none."""
+def describe_mapping(control: int, uuid: str) -> Mapping | None:
+    """The mapping with its active table, or None: there is none."""
     found = ffi.new("struct leased_dm_mapping *")
-    rc = lib.leased_dm_describe(control, uuid.encode(), inactive, found)
+    rc = lib.leased_dm_describe(control, uuid.encode(), False, found)
     if rc == -errno.ENXIO:
         return None
     _checked("dm_describe", rc)

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from leased.hardware.dax.ranges import DEVICE_MODE, Range, read_ranges
-from leased.hardware.sysfs import read_int
+from leased.hardware.sysfs import read_int, write_text
 from leased.terms.errors import DeviceError
 
 _BUS = "sys/bus/dax"
@@ -134,12 +134,4 @@ def restore_probing(root: Path) -> bool:
 
 
 def _tell(path: Path, text: str) -> None:
-    """One write, whose error is the driver's answer."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode("ascii"))
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise DeviceError("dax_recreate", error.errno or errno.EIO, f"{path}: {text}") from error
+    write_text(path, text, "dax_recreate")

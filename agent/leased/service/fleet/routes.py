@@ -153,9 +153,7 @@ class AuditRoutes:
             answer = self._unavailable(str(error) or "the log did not answer in time")
         size, state = self._log.anchored.next_seq, self._state()[0]
         told = (("Leased-Log-Size", str(size)), ("Leased-Log-State", state))
-        return Answer(
-            answer.status, answer.body, answer.content_type, (*answer.headers, *told), answer.closes
-        )
+        return msgspec.structs.replace(answer, headers=(*answer.headers, *told))
 
     @staticmethod
     async def _get(request: Request, answer: Callable[[Request], Awaitable[Answer]]) -> Answer:

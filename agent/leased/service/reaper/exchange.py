@@ -231,9 +231,8 @@ class Exchange:
 
     async def _heartbeat(self) -> None:
         while True:
-            self.put(
-                Chunk(protocol.PING, b"", 1, (), Ticket(1, trio.current_time() + self._answer_s), 0)
-            )
+            ticket = Ticket(1, trio.current_time() + self._answer_s)
+            self.put(Chunk(protocol.PING, b"", 1, ticket))
             await trio.sleep(HEARTBEAT_S)
 
     # -- in ---------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class ReaperLink:
         for at in range(0, len(moves), most):
             part = moves[at : at + most]
             body = protocol.encode_renewals(part)
-            self._put(Chunk(protocol.RENEW, body, len(part), (), ticket, at))
+            self._put(Chunk(protocol.RENEW, body, len(part), ticket, at))
         await ticket.wait()
         return self._renewed(moves, ticket)
 
@@ -135,7 +135,7 @@ class ReaperLink:
         says. For a few moves."""
         ticket = self._ticket(len(moves), self._answer_s)
         body = protocol.encode_renewals(moves)
-        self._exchange.put_now(Chunk(protocol.RENEW, body, len(moves), (), ticket, 0))
+        self._exchange.put_now(Chunk(protocol.RENEW, body, len(moves), ticket))
 
     def _renewed(self, moves: Sequence[tuple[LeaseId, int, int]], ticket: Ticket) -> list[bool]:
         held_of = self._held.get
@@ -164,7 +164,7 @@ class ReaperLink:
         ticket = self._ticket(len(lease_ids), self._cut_s)
         for at, lease_id in enumerate(lease_ids):
             entry = protocol.encode_revoke(lease_id, spare_holder=lease_id in spare)
-            chunk = Chunk(protocol.REVOKE, entry, 1, (), ticket, at)
+            chunk = Chunk(protocol.REVOKE, entry, 1, ticket, at)
             self._reports.setdefault(lease_id, []).append(chunk)
             self._put(chunk)
         try:
@@ -186,7 +186,7 @@ class ReaperLink:
         most = protocol.ENTRIES_MAX[protocol.DISARM]
         for at in range(0, len(lease_ids), most):
             part = lease_ids[at : at + most]
-            self._put(Chunk(protocol.DISARM, b"".join(part), len(part), (), ticket, at))
+            self._put(Chunk(protocol.DISARM, b"".join(part), len(part), ticket, at))
         try:
             await ticket.wait()
         except BaseException:
@@ -207,7 +207,7 @@ class ReaperLink:
             while True:
                 ticket = self._ticket(1, self._answer_s)
                 asked = protocol.LIST_ENTRY.pack(cursor, 1)
-                self._put(Chunk(protocol.LIST, asked, 1, (), ticket, 0))
+                self._put(Chunk(protocol.LIST, asked, 1, ticket))
                 await ticket.wait()
                 page = ticket.answers[0]
                 if not isinstance(page, Page):
@@ -224,7 +224,7 @@ class ReaperLink:
     async def ping(self) -> protocol.Pong:
         """What the reaper says of itself."""
         ticket = self._ticket(1, self._answer_s)
-        self._put(Chunk(protocol.PING, b"", 1, (), ticket, 0))
+        self._put(Chunk(protocol.PING, b"", 1, ticket))
         await ticket.wait()
         answer = ticket.answers[0]
         if not isinstance(answer, protocol.Pong):
@@ -246,12 +246,12 @@ class ReaperLink:
         """First what must be true of the reaper, then what was not answered, in the order it was
         asked."""
         asked_board = Repeat(1, self._lent_board)
-        again = [Chunk(protocol.BOARD, b"", 1, (), asked_board, 0)]
+        again = [Chunk(protocol.BOARD, b"", 1, asked_board)]
         for lease_id, held in self._held.items():
             if _all_open(held):
                 ticket = Repeat(1, partial(self._rearmed, lease_id))
                 entry = held.arm_entry(lease_id)
-                again.append(Chunk(protocol.ARM, entry, 1, held.passed, ticket, 0))
+                again.append(Chunk(protocol.ARM, entry, 1, ticket, fds=held.passed))
         self._forgotten.update(
             LeaseId(chunk.body[at : at + ID_BYTES])
             for chunk in unanswered
@@ -263,7 +263,7 @@ class ReaperLink:
         for at in range(0, len(gone), most):
             part = gone[at : at + most]
             ticket = Repeat(len(part), lambda _answers: None)
-            again.append(Chunk(protocol.DISARM, b"".join(part), len(part), (), ticket, 0))
+            again.append(Chunk(protocol.DISARM, b"".join(part), len(part), ticket))
         again += [chunk for chunk in unanswered if not isinstance(chunk.ticket, Repeat)]
         # A REVOKE that was answered is asked again too, as long as its report has not come.
         asked = {id(chunk) for chunk in again}
@@ -335,7 +335,7 @@ class ReaperLink:
         if entries:
             count = len(entries)
             body, own = b"".join(entries), tuple(fds)
-            self._put(Chunk(protocol.ARM, body, count, own, ticket, end - count))
+            self._put(Chunk(protocol.ARM, body, count, ticket, end - count, own))
             entries.clear()
             fds.clear()
 

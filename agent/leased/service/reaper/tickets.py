@@ -94,9 +94,9 @@ class Chunk(NamedTuple):
     kind: int
     body: bytes
     entries: int
-    fds: tuple[int, ...]
     ticket: Ticket
-    at: int
+    at: int = 0
+    fds: tuple[int, ...] = ()
 
 
 def as_error(verb: str, answer: object) -> DeviceError:
