@@ -115,8 +115,10 @@ class Accounts:
         return max(node.watermark_ns for node in nodes)
 
     def watermark_ns(self) -> int:
-        """The oldest last record of all nodes that are not retired: what ends before is settled."""
-        return min(self.watermarks().values(), default=0)
+        """The oldest last record of all nodes that are not retired: what ends before is settled.
+        Where nobody is waited for, all that is over is."""
+        waited = self.watermarks().values()
+        return min(waited) if waited else max(self.newest_ns(), self._clock_ns or 0)
 
     def reach(self, window: Window) -> Reach:
         """How far the records reach for an answer about `window`."""
