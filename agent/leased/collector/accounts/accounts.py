@@ -244,9 +244,9 @@ class Accounts:
         """Issue the bills of a month, of every tenant or of these: all, or none. Raises
         NotSettled."""
         assert self.invoices is not None, "there is a place for bills"
-        made = []
+        made, ends = [], self.watermarks()
         for tenant in self.billed(month) if tenants is None else tenants:
-            made.append(self.invoices.settled(self.bill(tenant, month)))
+            made.append(self.invoices.settled(self.bill(tenant, month), ends))
         for bill in made:
             self.invoices.issue(bill, kept_hours.written(*self._hours(bill)))
         return made
