@@ -86,7 +86,7 @@ def _capacity(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
     told = ask()
     if told.recommendations:  # unless a worker came or went just now
         nodes = fleet_of(chosen, accounts.terms).nodes()
-        told = ask(changed_ns=max((one.turned_wall_ns for one in nodes), default=0))
+        told = ask(turned_ns=[one.turned_wall_ns for one in nodes])
     return told
 
 
