@@ -121,9 +121,23 @@ def test_a_bill_is_issued_once_and_only_when_its_month_is_settled(tmp_path: Path
     with pytest.raises(StateError, match="issued otherwise"):
         invoices.issue(forged, b"")
     source.spans = (NODE,)
-    with pytest.raises(NotSettled):
+    with pytest.raises(NotSettled, match=f"of node {NODE.node_id} end at 2024-02-10T00:00:00Z, be"):
         accounts.issue("2024-02")
     assert [bill.period for bill in invoices.of_tenant("t")] == ["2024-01"]
+
+
+def test_a_fleet_that_is_no_more_has_its_last_bill(tmp_path: Path):
+    """Its last record is of the 20th of January, and February begins eleven days later."""
+    gone = msgspec.structs.replace(NODE, watermark_ns=JANUARY_NS + 20 * 24 * HOUR_NS)
+    source, invoices = WrittenSource(node=gone), Invoices(tmp_path)
+    source.hold("t", CPU, 1_000, range(10))
+    over_ns = JANUARY_NS + JANUARY_HOURS * HOUR_NS
+    retired = Terms(retired_nodes=(NODE.node_id,))
+    for terms, clock_ns in ((Terms(), over_ns), (retired, over_ns - 1), (retired, None)):
+        with pytest.raises(NotSettled, match="is not over" if terms is retired else "of node"):
+            Accounts(source, terms, invoices, clock_ns=clock_ns).issue("2024-01")
+    (bill,) = Accounts(source, retired, invoices, clock_ns=over_ns).issue("2024-01")
+    assert (bill.total, bill.as_of_ns) == ("72.000000", str(over_ns))
 
 
 def test_the_bills_of_a_month_are_issued_all_or_none(tmp_path: Path):

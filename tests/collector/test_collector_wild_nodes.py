@@ -154,11 +154,13 @@ def test_a_tenant_that_nobody_may_be_called_keeps_nobody_from_a_bill(tmp_path: P
     assert len(issued) > 2 and issued.isdisjoint(names)
 
 
-def lately(state: Path) -> dict[str, Any]:
-    """What everybody cost in the last 30 days, by the verb and by whoever the server asks."""
-    out = io.StringIO()
-    assert main(("--state", str(state), "costs", "--json"), Console(out, out)) == 0
-    books = Books(state, Terms, print)
+def lately(state: Path) -> tuple[dict[str, Any], list[str]]:
+    """What everybody cost in the last 30 days, and what else was said, by the verb and by whoever
+    the server asks."""
+    out, err = io.StringIO(), io.StringIO()
+    assert main(("--state", str(state), "costs", "--json"), Console(out, err)) == 0
+    said: list[str] = []
+    books = Books(state, Terms, said.append)
     while books._follow():
         pass
     books._refresh()
@@ -166,7 +168,9 @@ def lately(state: Path) -> dict[str, Any]:
     assert served is not None
     told: dict[str, Any] = json.loads(out.getvalue(), parse_float=Decimal)
     assert told["total_cost"] == served.total_cost
-    return told
+    heard = [one for one in said if one.startswith("node ")]
+    assert [f"leasectl: {one}" for one in heard] == err.getvalue().splitlines()
+    return told, heard
 
 
 def test_a_node_whose_clock_is_ahead_tells_nobody_else_what_time_it_is(tmp_path: Path) -> None:
@@ -174,7 +178,8 @@ def test_a_node_whose_clock_is_ahead_tells_nobody_else_what_time_it_is(tmp_path:
     state = tmp_path / "state"
     with closing(Archive(state)) as archive:
         make_fleet(archive, Wish(nodes=2, days=35, seed=7, until_ns=UNTIL_NS, leases_per_day=12))
-        before = lately(state)
+        before, said = lately(state)
+        assert not said
         records = [(one, moment_at(at)) for at, one in enumerate([started(), *lease_life(1)])]
         keep(
             archive,
@@ -184,7 +189,8 @@ def test_a_node_whose_clock_is_ahead_tells_nobody_else_what_time_it_is(tmp_path:
                 for event, at in records
             ],
         )
-        after = lately(state)
+        after, said = lately(state)
+    assert ["labels what it seals 2036-" in one for one in said] == [True]
     assert before["total_cost"] > 1000
     for name in ("total_cost", "by_tenant", "interval", "period"):
         assert after[name] == before[name]

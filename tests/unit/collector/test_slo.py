@@ -16,7 +16,7 @@ from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.event import Revoked
-from leased.terms.lease import Priority, RevocationReason
+from leased.terms.lease import AccountingTag, Priority, RevocationReason
 from leased.terms.resource import Allotment, ResourceKind
 from tests.doubles.accounts import JANUARY_NS, WrittenSource
 from tests.doubles.economics_history import History, subject
@@ -49,11 +49,13 @@ def a_fleet(*ends: tuple[int, Priority, int, RevocationReason | None]) -> Fleet:
 
 
 def accounts() -> Accounts:
-    """Ten cores of guaranteed and of standard leases, for two hours of the 9th of February."""
+    """Ten cores of guaranteed and of standard leases, for two hours of the 9th of February; and a
+    synthetic probe."""
     source = WrittenSource()
     at = 39 * 24
     source.hold("acme", CPU, 10_000, range(at, at + 2), priority=Priority.GUARANTEED)
     source.hold("acme", CPU, 10_000, range(at, at + 2))
+    source.hold("acme", CPU, 1_000, range(at, at + 2), tag=AccountingTag("", flags=1))
     return Accounts(source, Terms())
 
 

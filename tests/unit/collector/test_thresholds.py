@@ -5,13 +5,22 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.metering.sources import Held
+from leased.collector.planning.capacity import capacity
 from leased.collector.planning.thresholds import Load, Thresholds, alerts, check_marks, scaling
+from leased.economics.contracts import Terms
+from leased.economics.hourly import HOUR_NS
+from leased.economics.pools import Pool
 from leased.terms.errors import ConfigError
 from leased.terms.moment import NS_PER_S
+from leased.terms.resource import ResourceKind
+from tests.doubles.accounts import NODE, WrittenSource
 
 MARKS = Thresholds()
 NOW_NS = 10**18
@@ -97,3 +106,13 @@ def test_what_is_recommended_asks_for_nothing_more(workers: int, each: int, used
 def test_marks_that_cannot_be_meant(marks: Thresholds, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         check_marks(marks)
+
+
+def test_a_worker_that_came_by_a_clock_that_is_ahead_holds_no_advice_back() -> None:
+    source = WrittenSource()
+    whole = Held("4e" * 16, Pool.PROVISIONED, "", ResourceKind.CPU, None, 1_000)
+    source.now = [whole, msgspec.structs.replace(whole, pool=Pool.TENANT, tenant="t")]
+    accounts = Accounts(source, Terms())
+    just, ten_years = NODE.watermark_ns - 1, NODE.watermark_ns + 3650 * 24 * HOUR_NS
+    for turned_ns, advised in (((0,), True), ((0, just), False), ((0, ten_years), True)):
+        assert bool(capacity(accounts, turned_ns=turned_ns).recommendations) is advised

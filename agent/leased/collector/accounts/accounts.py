@@ -15,7 +15,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Final, TypeVar
 
-from leased.collector.accounts import kept_hours, periods
+from leased.collector.accounts import clocks, kept_hours, periods
 from leased.collector.accounts.answers import (
     Chargeback,
     Costs,
@@ -40,16 +40,13 @@ from leased.economics.attribution import Basis, Spread
 from leased.economics.bill_text import terms_of
 from leased.economics.billing import Bill, Month, make_bill
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
+from leased.economics.hourly import HOUR_NS, NodeSpan
 from leased.economics.meter import UsageKey
 from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.identity import is_tenant, parse_tenant
 from leased.terms.lease import AccountingTag
 
 TOP: Final = 10
-AHEAD_NS: Final = HOUR_NS
-"""Of a clock that is kept, and of who has no other: usage is by the hour."""
-
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _Answer = TypeVar("_Answer")
 
@@ -99,15 +96,16 @@ class Accounts:
     # ---- when ---------------------------------------------------------------------------------
 
     def now_ns(self) -> int:
-        """The newest record of any node. One of a time to come is of a clock that was ahead, and
-        tells nobody else what time it is; unless most are, and the clock of whoever asks is behind.
-        Raises NoData."""
-        newest_ns = self.newest_ns()
-        if self._clock_ns is None or newest_ns <= self._clock_ns + AHEAD_NS:
-            return newest_ns
-        said = [node.watermark_ns for node in self.source.nodes()]
-        past = [at_ns for at_ns in said if at_ns <= self._clock_ns + AHEAD_NS]
-        return max(past) if 2 * len(past) >= len(said) else newest_ns
+        """The newest record of any node whose clock was not ahead. Raises NoData."""
+        self.newest_ns()
+        nodes = self.source.nodes()
+        ahead = clocks.ahead(nodes, self._clock_ns)
+        return max(node.watermark_ns for node in nodes if node not in ahead)
+
+    def ahead(self) -> list[NodeSpan]:
+        """Of the logs that are waited for, those whose clock was ahead."""
+        found = clocks.ahead(self.source.nodes(), self._clock_ns)
+        return [node for node in found if self._is_waited(node)]
 
     def newest_ns(self) -> int:
         """The newest record of any node, of whatever time. Raises NoData."""
@@ -117,8 +115,10 @@ class Accounts:
         return max(node.watermark_ns for node in nodes)
 
     def watermark_ns(self) -> int:
-        """The oldest last record of all nodes that are not retired: what ends before is settled."""
-        return min(self.watermarks().values(), default=0)
+        """The oldest last record of all nodes that are not retired: what ends before is settled.
+        Where nobody is waited for, all that is over is."""
+        waited = self.watermarks().values()
+        return min(waited) if waited else max(self.newest_ns(), self._clock_ns or 0)
 
     def reach(self, window: Window) -> Reach:
         """How far the records reach for an answer about `window`."""
@@ -131,12 +131,15 @@ class Accounts:
     def watermarks(self) -> dict[str, int]:
         """Of each node that is waited for, the oldest last record of any of its logs that is."""
         found: dict[str, int] = {}
-        unwaited = self._retired | self.source.replaced()
         for node in self.source.nodes():
-            if unwaited.isdisjoint((node.node_id, node.log_id)):
+            if self._is_waited(node):
                 known_ns = found.get(node.node_id, node.watermark_ns)
                 found[node.node_id] = min(known_ns, node.watermark_ns)
         return found
+
+    def _is_waited(self, node: NodeSpan) -> bool:
+        unwaited = self._retired | self.source.replaced()
+        return unwaited.isdisjoint((node.node_id, node.log_id))
 
     def held(self) -> list[Held]:
         """What is held and what there is, now, on the nodes that are waited for."""
@@ -241,9 +244,9 @@ class Accounts:
         """Issue the bills of a month, of every tenant or of these: all, or none. Raises
         NotSettled."""
         assert self.invoices is not None, "there is a place for bills"
-        made = []
+        made, ends = [], self.watermarks()
         for tenant in self.billed(month) if tenants is None else tenants:
-            made.append(self.invoices.settled(self.bill(tenant, month)))
+            made.append(self.invoices.settled(self.bill(tenant, month), ends))
         for bill in made:
             self.invoices.issue(bill, kept_hours.written(*self._hours(bill)))
         return made

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from leased.collector.accounts import kept_hours
+from leased.collector.accounts import kept_hours, periods
 from leased.collector.archive.floor import Kept
 from leased.durable.files import DirectoryDisk, make_durably, write_whole
 from leased.economics.bill_text import parse_bill
@@ -27,6 +28,7 @@ from leased.terms.errors import EX_TEMPFAIL, CallerError, StateError
 
 INVOICES: Final = "invoices"
 HOURS: Final = ".hours"
+_NOBODY: Final[Mapping[str, int]] = {}
 _MONTH: Final = re.compile(r"[0-9]{4}-[0-9]{2}\.json\Z")
 
 
@@ -85,14 +87,21 @@ class Invoices:
         directory = self._path(tenant, "").parent
         return tuple(sorted(os.listdir(directory))) if directory.is_dir() else ()
 
-    def settled(self, bill: Bill) -> Bill:
-        """`bill`, if it can be issued. Raises NotSettled."""
-        if not bill.final:
-            raise NotSettled(
-                f"{bill.period}: some node's records end before the month does; the bill of "
-                f"{bill.tenant} is a draft"
+    def settled(self, bill: Bill, ends: Mapping[str, int] = _NOBODY) -> Bill:
+        """`bill`, if it can be issued; `ends`: when the last record of each node that is waited for
+        was. Raises NotSettled."""
+        if bill.final:
+            return bill
+        late = sorted((at_ns, node) for node, at_ns in ends.items() if at_ns < int(bill.to_ns))
+        why = "it is not over"
+        if late:
+            at_ns, node = late[0]
+            others = f" (and those of {len(late) - 1} more)" if len(late) > 1 else ""
+            why = (
+                f"the records of node {node} end at {periods.instant(at_ns)}{others}, before the"
+                " month does: wait for them, or list it in retired_nodes"
             )
-        return bill
+        raise NotSettled(f"{bill.period}: {why}; the bill of {bill.tenant} is a draft")
 
     def issue(self, bill: Bill, hours: bytes) -> None:
         """Keep a bill and the hours that it was made of, durably. The same again changes nothing.

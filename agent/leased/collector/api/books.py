@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 import trio
 
 from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.clocks import notice
 from leased.collector.accounts.invoices import Invoices
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.manifests import is_there
@@ -65,6 +66,7 @@ class Books:
         self._heads: tuple[object, ...] = ()
         self._next_s = 0.0
         self._said = ""
+        self._ahead: set[str] = set()
         self.fleet = Fleet()
         self.changed = trio.Event()
 
@@ -159,11 +161,15 @@ class Books:
             if self._source is not None:
                 self._old.append(self._source)
             self._source = source
-            self._accounts = Accounts(
+            self._accounts = accounts = Accounts(
                 source, terms, Invoices(self._state), clock_ns=time.time_ns()
             )
             self.fleet.retired = frozenset(terms.retired_nodes)
             self._close_old()
+        for node in accounts.ahead():
+            if node.log_id not in self._ahead:
+                self._ahead.add(node.log_id)
+                self._say(notice(node))
 
     def _tell_once(self, text: str) -> None:
         if text != self._said:

@@ -212,15 +212,15 @@ class Reports:
         """What there is, and who has it."""
         call.caller.require_all()
         soft = capacity.soft_of(self._ground())
-        changed_ns = max((one.turned_wall_ns for one in self._fleet().nodes()), default=0)
+        turned = tuple(one.turned_wall_ns for one in self._fleet().nodes())
         with self.samples() as samples:
             now_s = call.now_ns // NS_PER_S
             depth = None if samples is None else queue_depth(samples, now_s)
         marks = self._thresholds
         ask = partial(
-            capacity.capacity, soft=soft, marks=marks, changed_ns=changed_ns, queue_depth=depth
+            capacity.capacity, soft=soft, marks=marks, turned_ns=turned, queue_depth=depth
         )
-        return Answer(self.asked(ask, ("capacity", soft, changed_ns, depth)))
+        return Answer(self.asked(ask, ("capacity", soft, turned, depth)))
 
     def forecast(self, call: Call) -> Answer:
         """What will be held."""

@@ -9,7 +9,7 @@ Does not scale anything: it recommends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
@@ -28,6 +28,7 @@ from leased.collector.accounts.answers import (
     Utilization,
     Workers,
 )
+from leased.collector.accounts.clocks import AHEAD_NS
 from leased.collector.accounts.periods import Window
 from leased.collector.metering.sources import Held, Quiet
 from leased.collector.planning.thresholds import Load, Thresholds, alerts, scaling
@@ -62,11 +63,12 @@ def capacity(
     accounts: Accounts,
     soft: Soft | None = None,
     marks: Thresholds | None = None,
-    changed_ns: int = 0,
+    turned_ns: Sequence[int] = (),
     queue_depth: int | None = None,
 ) -> Capacity:
-    """What there is and who has it, at the last record of each node. `changed_ns`: when a worker
-    came or went last; `queue_depth`: how many requests wait, where telemetry says it."""
+    """What there is and who has it, at the last record of each node. `turned_ns`: when each worker
+    came or went last, by its clock, which may be ahead of everybody's; `queue_depth`: how many
+    requests wait, where telemetry says it."""
     marks = marks or Thresholds()
     held = accounts.held()
     soft = soft or Soft()
@@ -79,7 +81,9 @@ def capacity(
         "memory": Load(*_sums(held, ResourceKind.MEM)),
     }
     workers = _workers(accounts, held)
-    when = {"changed_ns": changed_ns, "now_ns": accounts.now_ns()}
+    now_ns = accounts.now_ns()
+    changed_ns = max((at_ns for at_ns in turned_ns if at_ns <= now_ns + AHEAD_NS), default=0)
+    when = {"changed_ns": changed_ns, "now_ns": now_ns}
     return Capacity(
         CurrentCapacity(amounts["cpu"], amounts["mem"], workers, amounts),
         Utilization(_cut(cpu), _cut(memory), _cut(overall)),

@@ -5,7 +5,8 @@ use.
 Rule: by what was seen, never by an average alone: cores by a percentile of use over the target,
 memory by its peak over the target; and nothing is recommended of what too little was seen of, or
 whose peak was not recorded. Devices and cores come whole, and memory by the GiB. Savings are at the
-card in force, for as many leases as there were on average, 730 hours a month.
+card in force: what leases held above what is recommended, each of its own size, for as long as they
+did, and 730 hours a month.
 
 Does not bill, and resizes nothing.
 """
@@ -27,6 +28,7 @@ from leased.collector.telemetry.store import Spread, Store
 from leased.economics.amounts import rounded
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import UNIT
+from leased.economics.rates import RateCard
 from leased.economics.statement import fixed
 from leased.terms.lease import Priority
 from leased.terms.resource import ResourceKind, TierKind
@@ -72,17 +74,18 @@ class RightSizing(msgspec.Struct, frozen=True):
     reach: Reach
 
 
-class _Template(msgspec.Struct):
-    """What was seen of one kind of a template."""
+_Held = tuple[TierKind | None, Priority, int]
 
-    tier: TierKind | None
-    priority: Priority
+
+class _Template(msgspec.Struct):
+    """What was seen of one kind of a template. `held`: for how many windows so much was."""
+
     capacity: int = 0
     leases: int = 0
     windows: int = 0
-    held_windows: int = 0
     most_ppm: int = 0
     counts: dict[int, int] = {}
+    held: dict[_Held, int] = {}
 
     def percentile_ppm(self, percent: int) -> int:
         """So much was used in at most so many of 100 windows, to a hundredth above."""
@@ -121,9 +124,8 @@ def rightsizing(
         wanted = max(1, -(-needed // unit)) * unit
         if wanted >= one.capacity:
             continue
-        cost = card.cost((one.capacity - wanted) * HOUR_NS * MONTH_H, kind, one.tier, one.priority)
-        at_once = Fraction(one.held_windows, max(1, (end_s - begin_s) // WINDOW_S))
-        saved = rounded(Fraction(cost.numerator, cost.denominator) * at_once, decimals)
+        spared = Fraction(_spared(one, card, kind, wanted), max(1, (end_s - begin_s) // WINDOW_S))
+        saved = rounded(spared, decimals)
         if saved > 0:
             rows.append(_row(name, kind, one, int(wanted), used_ppm, percentile, saved, decimals))
     rows = _by_component(rows)
@@ -131,6 +133,16 @@ def rightsizing(
     how = (period, percentile, unknown, accounts.reach_now())
     total = sum((row.estimated_savings_monthly for row in rows), Decimal(0))
     return RightSizing(rows, total, accounts.terms.currency, *how)
+
+
+def _spared(one: _Template, card: RateCard, kind: ResourceKind, wanted: int) -> Fraction:
+    """What a month of all windows would cost less, had no lease asked for more than is wanted."""
+    found = Fraction(0)
+    for (tier, priority, capacity), windows in one.held.items():
+        more = max(0, capacity - wanted) * windows
+        cost = card.cost(more * HOUR_NS * MONTH_H, kind, tier, priority)
+        found += Fraction(cost.numerator, cost.denominator)
+    return found
 
 
 def _templates(
@@ -147,11 +159,13 @@ def _templates(
         if not mine:
             continue
         name = f"{subject.tenant}/{subject.workload or '-'}"
-        one = found.setdefault((name, kind), _Template(mine[0].tier, subject.priority))
-        one.capacity = max(one.capacity, sum(allotment.capacity for allotment in mine))
+        one = found.setdefault((name, kind), _Template())
+        capacity = sum(allotment.capacity for allotment in mine)
+        held = (mine[0].tier, subject.priority, capacity)
+        one.capacity = max(one.capacity, capacity)
+        one.held[held] = one.held.get(held, 0) + spread.windows
         one.leases += 1
         one.windows += sum(spread.counts.values())
-        one.held_windows += spread.windows
         one.most_ppm = max(one.most_ppm, spread.most_ppm)
         for bucket, count in spread.counts.items():
             one.counts[bucket] = one.counts.get(bucket, 0) + count

@@ -109,7 +109,8 @@ def service_levels(
     ended = together(view.attainment.between(hours) for view in fleet.known())
     costs: dict[Priority, Fraction] = {}
     for key, amount in accounts.priced_sums(window):
-        if key.pool is Pool.TENANT and key.priority is not None:
+        # Where tags are not asked for there is none but a probe's, which costs nothing.
+        if key.pool is Pool.TENANT and key.priority is not None and key.tag is None:
             cost = list_cost(accounts, key, amount)
             costs[key.priority] = costs.get(key.priority, Fraction(0)) + cost
     decimals = accounts.terms.decimals

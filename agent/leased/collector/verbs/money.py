@@ -21,6 +21,7 @@ import msgspec
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.clocks import notice
 from leased.collector.accounts.cost_shares import GroupBy
 from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.focus_table import parquet_of
@@ -85,7 +86,7 @@ def _capacity(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
     told = ask()
     if told.recommendations:  # unless a worker came or went just now
         nodes = fleet_of(chosen, accounts.terms).nodes()
-        told = ask(changed_ns=max((one.turned_wall_ns for one in nodes), default=0))
+        told = ask(turned_ns=[one.turned_wall_ns for one in nodes])
     return told
 
 
@@ -276,5 +277,7 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     with opened(options, console) as (source, terms):
         accounts = Accounts(source, terms, Invoices(options.state), clock_ns=console.wall_ns())
         answer = options.answer(accounts, options)
+        for node in accounts.ahead():
+            console.note(notice(node))
     show_answer(msgspec.to_builtins(answer, builtin_types=(Decimal,)), options, console)
     return 0
