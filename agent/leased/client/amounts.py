@@ -9,33 +9,17 @@ Does not read what people write (`wants`, and `asks` of leasectl).
 
 from __future__ import annotations
 
-from typing import Final
-
 from leased.terms.moment import NS_PER_MS
-
-SIZES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-RATES: Final = {"bit": 1, "Kbit": 1_000, "Mbit": 1_000_000, "Gbit": 1_000_000_000}
-MILLI: Final = 1_000
-
-
-def size(count: int) -> str:
-    """Bytes for people, never rounded to something else: "1536MiB", "4097B"."""
-    for unit, scale in reversed(SIZES.items()):
-        if count >= scale and count % scale == 0:
-            return f"{count // scale}{unit}"
-    return f"{count}B"
+from leased.terms.quantity import MILLI, print_bit_rate, print_size
 
 
 def amount(kind: str, capacity: int) -> str:
     """A capacity of `kind` for people."""
     if kind in ("mem", "block"):
-        return size(capacity)
+        return print_size(capacity)
     if kind in ("cpu", "gpu"):
         return str(capacity // MILLI) if capacity % MILLI == 0 else f"{capacity}m"
-    for unit, scale in reversed(RATES.items()):
-        if capacity >= scale and capacity % scale == 0:
-            return f"{capacity // scale}{unit}"
-    return f"{capacity}bit"
+    return print_bit_rate(capacity)
 
 
 def told(what: str, number: int) -> str:

@@ -13,8 +13,8 @@ import re
 
 import msgspec
 
-from leased.client.amounts import MILLI
 from leased.terms.errors import InvalidParameter
+from leased.terms.quantity import MILLI
 from leased.wire.objects import Ask
 
 _BYTES = re.compile(r"^(\d+)(?:\.(\d{1,9}))?\s*([kKMGTP]?)(i?)B?$")

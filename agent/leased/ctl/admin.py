@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 from leased.client import Session
-from leased.client.amounts import MILLI
 from leased.ctl import render
 from leased.ctl.adopt import must_be_there
 from leased.ctl.agent import find_lease, online
@@ -22,6 +21,7 @@ from leased.ctl.devices import find_resource
 from leased.ctl.usage_text import Verbs, verb
 from leased.durable.reading import read_text
 from leased.terms.errors import EX_NOINPUT, EX_UNAVAILABLE, InvalidParameter
+from leased.terms.quantity import MILLI
 from leased.wire import parameters, portrayal, replies
 
 

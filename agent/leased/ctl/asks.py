@@ -12,68 +12,54 @@ from __future__ import annotations
 
 import argparse
 import re
+import string
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from leased.client.amounts import MILLI, RATES, SIZES, size
 from leased.client.amounts import amount as amount
-from leased.terms import resource
+from leased.terms import quantity, resource
 from leased.terms.errors import InvalidParameter
+from leased.terms.quantity import MILLI, print_size
 from leased.wire import portrayal
 from leased.wire.parameters import Parameters
 
 C = TypeVar("C", bound=Parameters)
-DURATIONS: Final = {
-    "ns": 1,
-    "us": 1_000,
-    "ms": 1_000_000,
-    "s": 1_000_000_000,
-    "min": 60_000_000_000,
-    "m": 60_000_000_000,
-    "h": 3_600_000_000_000,
-    "d": 86_400_000_000_000,
-}
 DECIMAL_SIZES: Final = ("KB", "MB", "GB", "TB", "K", "M", "G", "T", "k", "kB")
 PAGE_BYTES_DEFAULT: Final = 4096
 MEMORY_SHAPES: Final = tuple(shape.value for shape in resource.MEMORY_SHAPES)
 BLOCK_SHAPES: Final = tuple(shape.value for shape in resource.BLOCK_SHAPES)
-_QUANTITY: Final = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))? ?([A-Za-z]+)", re.ASCII)
 _COUNT: Final = re.compile(r"[1-9]\d{0,5}", re.ASCII)
 _SHARES: Final = re.compile(r"([1-9]\d{0,8})m", re.ASCII)
 
 
 def parse_duration(text: str) -> int:
     """ "60s", "30m", "2h" as ns. Raises InvalidParameter."""
-    return _exact(text, DURATIONS, "duration", 'such as "60s", "100ms" or "30min"')
+    return _parsed(quantity.parse_duration, "duration", text)
 
 
 def parse_size(text: str) -> int:
     """ "256MiB", "1.5GiB" as bytes; a fraction of a byte is rounded up. Raises InvalidParameter."""
-    match = _QUANTITY.fullmatch(text)
-    if match is not None and match[3] in DECIMAL_SIZES:
-        raise InvalidParameter(
-            "size", f'"{text}": sizes are binary here; write "{match[1]}{match[3][0].upper()}iB"'
-        )
-    return _exact(text, SIZES, "size", 'such as "256MiB" or "1.5GiB"', rounded_up=True)
+    number = text.rstrip(string.ascii_letters)
+    unit = text.removeprefix(number)
+    if unit in DECIMAL_SIZES and number:
+        meant = f"{number.strip()}{unit[0].upper()}iB"
+        raise InvalidParameter("size", f'"{text}": sizes are binary here; write "{meant}"')
+    return _parsed(partial(quantity.parse_size, rounded_up=True), "size", text)
 
 
 def parse_bandwidth(text: str) -> int:
     """ "10Gbit" as bit/s. Raises InvalidParameter."""
-    return _exact(text, RATES, "rate", 'such as "10Gbit"')
+    return _parsed(quantity.parse_bit_rate, "rate", text)
 
 
-def _exact(
-    text: str, units: dict[str, int], what: str, example: str, *, rounded_up: bool = False
-) -> int:
-    match = _QUANTITY.fullmatch(text)
-    if match is None or match[3] not in units:
-        raise InvalidParameter(what, f'"{text}": a {what} is a number with its unit, {example}')
-    digits = match[2] or ""
-    scaled, rest = divmod(int(match[1] + digits) * units[match[3]], int(10 ** len(digits)))
-    if rest and not rounded_up:
-        raise InvalidParameter(what, f'"{text}": not a whole number of {next(iter(units))}')
-    return scaled + (1 if rest else 0)
+def _parsed(parse: Callable[[str], int], what: str, text: str) -> int:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise InvalidParameter(what, f'"{text}": {error}') from error
 
 
 def memory(text: str) -> dict[str, Any]:
@@ -173,8 +159,8 @@ def rounding_note(text: str, ask: dict[str, Any]) -> str | None:
         return None
     page_bytes = ask.get("page_size", PAGE_BYTES_DEFAULT)
     return (
-        f"note: {text.split(',')[0]} is no whole number of {size(page_bytes)} pages;"
-        f" asking for {size(ask['capacity'])}"
+        f"note: {text.split(',')[0]} is no whole number of {print_size(page_bytes)} pages;"
+        f" asking for {print_size(ask['capacity'])}"
     )
 
 

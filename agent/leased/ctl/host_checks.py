@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from leased.client.amounts import size
 from leased.ctl.findings import Finding, Grade, read_text
+from leased.terms.quantity import print_size
 
 KERNEL_MIN: Final = (5, 14)
 """cgroup.kill: the first kernel on which a leaf can be ended whole."""
@@ -145,8 +145,8 @@ def hugepages(root: Path) -> Iterator[Finding]:
         kib = int(pool.name.removeprefix("hugepages-").removesuffix("kB"))
         if total:
             found = True
-            text = f"{free} of {total} free, {size(total * kib << 10)} in all"
-            yield Finding(Grade.OK, f"huge pages {size(kib << 10)}", text)
+            text = f"{free} of {total} free, {print_size(total * kib << 10)} in all"
+            yield Finding(Grade.OK, f"huge pages {print_size(kib << 10)}", text)
     if not found:
         yield Finding(
             Grade.NOTE, "huge pages", "no pool", "none can be leased; vm.nr_hugepages makes a pool"

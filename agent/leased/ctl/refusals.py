@@ -15,7 +15,6 @@ from typing import Final
 
 from leased.client import Refused
 from leased.client.amounts import amount
-from leased.ctl.asks import DURATIONS
 from leased.ctl.console import Console, length
 from leased.ctl.render import one_line
 from leased.terms.errors import (
@@ -29,6 +28,7 @@ from leased.terms.errors import (
     LeasedError,
 )
 from leased.terms.lease import Level
+from leased.terms.moment import NS_PER_S
 from leased.wire import objects
 
 ADVICE: Final[dict[str, tuple[int, str]]] = {
@@ -162,7 +162,7 @@ def refusal_text(refusal: objects.Refusal, console: Console, *, waits: bool = Fa
         left_ns = refusal.retry_at_boottime_ns - console.boot_ns()
         queues = refusal.reason != "queue_full"
         if left_ns > 0 and queues and refusal_status(refusal) == EX_TEMPFAIL:
-            seconds = -(-left_ns // DURATIONS["s"])
+            seconds = -(-left_ns // NS_PER_S)
             step = f"try --wait {seconds + 5}s" + (f"; or {step}" if step else "")
     return text + (f"; {step}" if step and not waits else "")
 

@@ -13,7 +13,6 @@ Does not fold events (`hourly`) and does not read a clock: `as_of` is the fleet'
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
@@ -27,7 +26,7 @@ from leased.economics.meter import UsageKey
 from leased.economics.model_lines import Item, Metered, model_items
 from leased.economics.pools import Pool
 from leased.economics.rates import NANO, RATE_DIGITS
-from leased.economics.statement import fixed
+from leased.economics.statement import canonical, fixed
 from leased.terms.lease import SYNTHETIC
 
 VERSION: Final = 1
@@ -74,11 +73,8 @@ class Bill(msgspec.Struct, frozen=True):
     terms: dict[str, Any]
 
     def canonical(self) -> bytes:
-        """The one encoding of this bill: JSON, keys sorted, no floats, no spaces."""
-        text = json.dumps(
-            self.document(), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-        )
-        return text.encode("utf-8")
+        """The one encoding of this bill."""
+        return canonical(self.document())
 
     def document(self) -> dict[str, Any]:
         """As plain values."""

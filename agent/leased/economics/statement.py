@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -87,11 +88,8 @@ class Statement(msgspec.Struct, frozen=True):
     span: Span
 
     def canonical(self) -> bytes:
-        """The one encoding of this statement: JSON, keys sorted, no floats, no spaces."""
-        text = json.dumps(
-            self.document(), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-        )
-        return text.encode("utf-8")
+        """The one encoding of this statement."""
+        return canonical(self.document())
 
     def document(self) -> dict[str, object]:
         """As plain values."""
@@ -177,6 +175,12 @@ def state(
         total=fixed(total, decimals),
         span=span,
     )
+
+
+def canonical(document: dict[str, Any]) -> bytes:
+    """The one encoding of a document: JSON, keys sorted, no floats, no spaces."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8")
 
 
 def fixed(amount: int, decimals: int) -> str:

@@ -24,6 +24,7 @@ from leased.hardware.backend import Backend, Queues, Recalls, Remembers, Verdict
 from leased.hardware.calls import Filter
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.descriptors import close_all
 from leased.hardware.instant import now_ns
 from leased.hardware.pieces import is_handed_out
 from leased.hardware.verbs import (
@@ -138,8 +139,7 @@ class Fittings:
                     if fd is not None:
                         opened.append((allotment.resource_id, fd))
         except OSError as error:
-            for _, fd in opened:
-                os.close(fd)
+            close_all(fd for _, fd in opened)
             raise DeviceError("handout", error.errno or errno.EIO, str(error)) from error
         return opened
 

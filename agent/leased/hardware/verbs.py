@@ -60,7 +60,8 @@ class NodeSearch(NamedTuple):
     wanted: ffi.CData
 
 
-def _checked(verb: str, rc: int, detail: str = "") -> int:
+def checked(verb: str, rc: int, detail: str = "") -> int:
+    """What a verb returned. Raises DeviceError for -errno."""
     if rc < 0:
         raise DeviceError(verb, -rc, detail or os.strerror(-rc))
     return rc
@@ -72,7 +73,7 @@ def create_memory(name: str, *, size_bytes: int, page_bytes: int = 0, node: int 
     fd = ffi.new("int *", -1)
     huge = 0 if page_bytes in (0, os.sysconf("SC_PAGESIZE")) else page_bytes
     rc = lib.leased_mem_create(name.encode("ascii"), size_bytes, huge, node, fd)
-    _checked("mem_create", rc)
+    checked("mem_create", rc)
     return int(fd[0])
 
 
@@ -82,7 +83,7 @@ def scrub_memory(fd: int, *, size_bytes: int, from_byte: int = 0) -> Scrubbed:
     overwritten = ffi.new("uint64_t *")
     residue = ffi.new("uint64_t *")
     rc = lib.leased_mem_scrub(fd, from_byte, size_bytes, overwritten, residue)
-    _checked("mem_scrub", rc)
+    checked("mem_scrub", rc)
     return Scrubbed(int(overwritten[0]), int(residue[0]))
 
 
@@ -91,77 +92,77 @@ def scrub_dax(fd: int, *, size_bytes: int, from_byte: int = 0) -> Scrubbed:
     overwritten = ffi.new("uint64_t *")
     residue = ffi.new("uint64_t *")
     rc = lib.leased_dax_scrub(fd, from_byte, size_bytes, overwritten, residue)
-    _checked("dax_scrub", rc)
+    checked("dax_scrub", rc)
     return Scrubbed(int(overwritten[0]), int(residue[0]))
 
 
 def look_at_dax(fd: int, *, size_bytes: int, from_byte: int = 0) -> int:
     """How many bytes of a device-dax node are not zero. Writes nothing."""
     residue = ffi.new("uint64_t *")
-    _checked("dax_look", lib.leased_dax_look(fd, from_byte, size_bytes, residue))
+    checked("dax_look", lib.leased_dax_look(fd, from_byte, size_bytes, residue))
     return int(residue[0])
 
 
 def truncate_memory(fd: int) -> int:
     """Give every page up; returns the 512-byte blocks that are left (0 is clean)."""
     left = ffi.new("uint64_t *")
-    _checked("mem_truncate", lib.leased_mem_truncate(fd, left))
+    checked("mem_truncate", lib.leased_mem_truncate(fd, left))
     return int(left[0])
 
 
 def memory_blocks(fd: int) -> int:
     """How many 512-byte blocks the memfd has."""
     blocks = ffi.new("uint64_t *")
-    _checked("mem_blocks", lib.leased_mem_blocks(fd, blocks))
+    checked("mem_blocks", lib.leased_mem_blocks(fd, blocks))
     return int(blocks[0])
 
 
 def freeze_cgroup(dirfd: int) -> None:
     """Ask every task of the leaf to stop; does not wait."""
-    _checked("cgroup_freeze", lib.leased_cgroup_freeze(dirfd))
+    checked("cgroup_freeze", lib.leased_cgroup_freeze(dirfd))
 
 
 def kill_cgroup(dirfd: int, *, timeout_ms: int) -> None:
     """Kill the subtree and wait until it is empty; DeviceError(ETIMEDOUT) when somebody is left."""
-    _checked("cgroup_kill", lib.leased_cgroup_kill(dirfd, timeout_ms))
+    checked("cgroup_kill", lib.leased_cgroup_kill(dirfd, timeout_ms))
 
 
 def cgroup_populated(dirfd: int) -> bool:
     """Whether anybody lives in the subtree."""
-    return _checked("cgroup_populated", lib.leased_cgroup_populated(dirfd)) == 1
+    return checked("cgroup_populated", lib.leased_cgroup_populated(dirfd)) == 1
 
 
 def load_filter(rules: Sequence[DeviceRule]) -> int:
     """Load a device filter that allows exactly `rules`; returns the program's fd."""
     table = ffi.new("struct leased_device_rule[]", [tuple(rule) for rule in rules])
-    return _checked("filter_load", lib.leased_filter_load(table, len(rules)))
+    return checked("filter_load", lib.leased_filter_load(table, len(rules)))
 
 
 def attach_filter(cgroup_fd: int, program_fd: int) -> None:
     """Put a filter on a cgroup, in addition to what is there; it stays when the fds are closed."""
-    _checked("filter_attach", lib.leased_filter_attach(cgroup_fd, program_fd))
+    checked("filter_attach", lib.leased_filter_attach(cgroup_fd, program_fd))
 
 
 def deny_devices(cgroup_fd: int) -> None:
     """From the return on nothing in the cgroup opens any device."""
-    _checked("filter_deny", lib.leased_filter_deny(cgroup_fd))
+    checked("filter_deny", lib.leased_filter_deny(cgroup_fd))
 
 
 def open_pidfd(pid: int) -> int:
     """A descriptor of the process; DeviceError(ESRCH) when it is gone."""
-    return _checked("pidfd_open", lib.leased_pidfd_open(pid))
+    return checked("pidfd_open", lib.leased_pidfd_open(pid))
 
 
 def kill_process(pidfd: int, *, timeout_ms: int) -> None:
     """SIGKILL and wait for the exit of the whole thread group."""
-    _checked("pidfd_kill", lib.leased_pidfd_kill(pidfd, timeout_ms))
+    checked("pidfd_kill", lib.leased_pidfd_kill(pidfd, timeout_ms))
 
 
 def char_device(path: str) -> tuple[int, int] | None:
     """(major, minor) of the character device that `path` leads to, None for anything else. Waits
     for no file system. Raises DeviceError."""
     major, minor = ffi.new("uint32_t *"), ffi.new("uint32_t *")
-    if not _checked("node_char", lib.leased_node_char(os.fsencode(path), major, minor), path):
+    if not checked("node_char", lib.leased_node_char(os.fsencode(path), major, minor), path):
         return None
     return int(major[0]), int(minor[0])
 
@@ -169,7 +170,7 @@ def char_device(path: str) -> tuple[int, int] | None:
 def block_device(path: str) -> tuple[int, int] | None:
     """As `char_device`, of a block device."""
     major, minor = ffi.new("uint32_t *"), ffi.new("uint32_t *")
-    if not _checked("node_block", lib.leased_node_block(os.fsencode(path), major, minor), path):
+    if not checked("node_block", lib.leased_node_block(os.fsencode(path), major, minor), path):
         return None
     return int(major[0]), int(minor[0])
 
@@ -191,7 +192,7 @@ def search_nodes(search: NodeSearch, path: str) -> tuple[list[tuple[int, int]], 
         rc = lib.leased_node_search(
             os.fsencode(path), search.kind, search.wanted, found, count, rings, room
         )
-        seen = _checked("node_search", rc, path)
+        seen = checked("node_search", rc, path)
         if seen <= room:
             had = [node for node, is_found in zip(search.nodes, found, strict=True) if is_found]
             return had, list(rings[0:seen])
@@ -205,7 +206,7 @@ def shares_files(tid: int, other: int) -> bool:
 
 def take_descriptor(pidfd: int, number: int) -> int:
     """A duplicate of another process's descriptor; needs the right to trace it."""
-    return _checked("pidfd_take", lib.leased_pidfd_take(pidfd, number))
+    return checked("pidfd_take", lib.leased_pidfd_take(pidfd, number))
 
 
 def tracer_of(tid: int) -> int:
@@ -221,7 +222,7 @@ def is_over(pid: int) -> bool:
 
 def die_with_parent() -> None:
     """SIGKILL this process when the thread that forked it ends."""
-    _checked("die_with_parent", lib.leased_die_with_parent())
+    checked("die_with_parent", lib.leased_die_with_parent())
 
 
 def map_board(board: mmap.mmap) -> Board:

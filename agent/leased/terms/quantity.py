@@ -60,11 +60,10 @@ def parse_duration(text: str) -> int:
     )
 
 
-def parse_size(text: str) -> int:
-    """ "16MiB" as bytes. Raises ValueError."""
-    return _parse(
-        text, SIZE_UNITS, 'a size is a number with its unit, such as "4KiB", "16MiB" or "2GiB"'
-    )
+def parse_size(text: str, *, rounded_up: bool = False) -> int:
+    """ "16MiB" as bytes; a fraction of a byte is refused, or `rounded_up`. Raises ValueError."""
+    allowed = 'a size is a number with its unit, such as "4KiB", "16MiB" or "2GiB"'
+    return _parse(text, SIZE_UNITS, allowed, rounded_up=rounded_up)
 
 
 def parse_bit_rate(text: str) -> int:
@@ -169,7 +168,14 @@ def print_size(size_bytes: int) -> str:
     return _print(size_bytes, SIZE_UNITS)
 
 
-def _parse(text: str, units: tuple[tuple[str, int], ...], allowed: str) -> int:
+def print_bit_rate(bits_per_s: int) -> str:
+    """`bits_per_s` in the largest unit that leaves it a whole number."""
+    return _print(bits_per_s, BIT_RATE_UNITS)
+
+
+def _parse(
+    text: str, units: tuple[tuple[str, int], ...], allowed: str, *, rounded_up: bool = False
+) -> int:
     match = _QUANTITY.fullmatch(text)
     if match is None:
         raise ValueError(allowed)
@@ -180,14 +186,14 @@ def _parse(text: str, units: tuple[tuple[str, int], ...], allowed: str) -> int:
         raise ValueError(f'"{name}" is not a unit; one of {known} is')
     digits = fraction or ""
     scaled, rest = divmod(int(whole + digits) * scale, int(10 ** len(digits)))
-    if rest:
+    if rest and not rounded_up:
         raise ValueError(f"not a whole number of {units[-1][0]}")
-    return scaled
+    return scaled + bool(rest)
 
 
 def _print(value: int, units: tuple[tuple[str, int], ...]) -> str:
     if value == 0:
-        return "0" + ("s" if units is DURATION_UNITS else "B")
+        return "0s" if units is DURATION_UNITS else f"0{units[-1][0]}"
     for unit, scale in units:
         if value % scale == 0:
             return f"{value // scale}{unit}"

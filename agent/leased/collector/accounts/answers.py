@@ -11,12 +11,20 @@ Does not compute (`accounts`, `capacity`).
 from __future__ import annotations
 
 from decimal import Decimal
+from fractions import Fraction
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from leased.economics.amounts import rounded
 from leased.economics.billing import BillLine
 from leased.economics.hourly import NodeSpan
+from leased.economics.statement import fixed
+
+
+def to_decimals(amount: Fraction, decimals: int) -> Decimal:
+    """An exact amount as it is told: rounded once, to so many digits."""
+    return Decimal(fixed(rounded(amount, decimals), decimals))
 
 
 class Reach(msgspec.Struct, frozen=True):

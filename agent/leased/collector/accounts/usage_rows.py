@@ -18,15 +18,14 @@ from fractions import Fraction
 import msgspec
 
 from leased.collector.accounts import periods
-from leased.collector.accounts.answers import UsageRow
+from leased.collector.accounts.answers import UsageRow, to_decimals
 from leased.collector.accounts.periods import Window
 from leased.collector.metering.sources import Counted
-from leased.economics.amounts import exact, rounded
+from leased.economics.amounts import exact
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, UNIT_NAME
-from leased.economics.statement import fixed
 from leased.terms.lease import SYNTHETIC, AccountingTag, Priority
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind, TierKind
@@ -122,6 +121,6 @@ def row_of(
         Decimal(exact(Fraction(amount, unit * NS_PER_S))),
         str(amount),
         Decimal(exact(Fraction(most, unit))),
-        Decimal(fixed(rounded(cost, decimals), decimals)),
+        to_decimals(cost, decimals),
         exact(cost),
     )

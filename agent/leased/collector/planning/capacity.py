@@ -27,18 +27,18 @@ from leased.collector.accounts.answers import (
     IdleResource,
     Utilization,
     Workers,
+    to_decimals,
 )
 from leased.collector.accounts.clocks import AHEAD_NS
 from leased.collector.accounts.periods import Window
 from leased.collector.metering.sources import Held, Quiet
 from leased.collector.planning.thresholds import Load, Thresholds, alerts, scaling
-from leased.economics.amounts import exact, rounded
+from leased.economics.amounts import exact
 from leased.economics.attribution import plain_cost
 from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
-from leased.economics.statement import fixed
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy
 from leased.terms.resource import ResourceKind, TierKind
@@ -158,7 +158,7 @@ def idle(accounts: Accounts) -> Idle:
     waste = sum((prices.get(node, Fraction(0)) * hours for node, hours in idle_hours), Fraction(0))
     return Idle(
         listed,
-        Decimal(fixed(rounded(waste, decimals), decimals)),
+        to_decimals(waste, decimals),
         accounts.terms.infrastructure.currency,
         accounts.reach(Window(window.from_ns, min(ends.values(), default=now_ns))),
     )
@@ -169,7 +169,7 @@ def _idle_row(stretch: Quiet, cost: Fraction, decimals: int) -> IdleResource:
         stretch.node_id,
         periods.instant(stretch.from_ns),
         (stretch.to_ns - stretch.from_ns) // HOUR_NS,
-        Decimal(fixed(rounded(cost, decimals), decimals)),
+        to_decimals(cost, decimals),
         "Scale down or terminate",
     )
 

@@ -13,7 +13,6 @@ Does not look at nodes (`capacity`), and nothing is billed from it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
@@ -21,13 +20,11 @@ import msgspec
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Idle, IdleResource
+from leased.collector.accounts.answers import Idle, IdleResource, to_decimals
 from leased.collector.holdings import Holdings
 from leased.collector.planning import capacity
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import IdleStretch, Store
-from leased.economics.amounts import rounded
-from leased.economics.statement import fixed
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
 
@@ -58,7 +55,7 @@ def idle(
         if stretch.end_s >= heard.get(stretch.node, end_s):
             listed.append(_row(stretch, cost, decimals))
     listed.sort(key=lambda one: (-one.wasted_cost, one.resource, one.kind or ""))
-    total = nodes.total_waste_last_7d + Decimal(fixed(rounded(waste, decimals), decimals))
+    total = nodes.total_waste_last_7d + to_decimals(waste, decimals)
     return msgspec.structs.replace(
         nodes, idle_resources=[*nodes.idle_resources, *listed], total_waste_last_7d=total
     )
@@ -86,7 +83,7 @@ def _row(one: IdleStretch, cost: Fraction, decimals: int) -> IdleResource:
         one.lease,
         periods.instant(one.begin_s * NS_PER_S),
         (one.end_s - one.begin_s) // 3_600,
-        Decimal(fixed(rounded(cost, decimals), decimals)),
+        to_decimals(cost, decimals),
         "Release it, or ask for less",
         "lease",
         one.node,

@@ -21,16 +21,14 @@ from typing import Final
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.answers import Reach, to_decimals
 from leased.collector.accounts.periods import Window, duration
 from leased.collector.fleet import Fleet
 from leased.collector.planning import capacity, queueing
 from leased.collector.planning.flow import DAY_NS, DAYS_KEPT, Day, day_start_ns, summed
 from leased.collector.planning.history import begun_ns
-from leased.economics.amounts import rounded
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
-from leased.economics.statement import fixed
 from leased.terms.errors import InvalidParameter
 from leased.terms.resource import ResourceKind
 
@@ -112,7 +110,7 @@ def latency_cost(
         _fit_error(day, service_s),
         day.quantile_ns(990) // NS_PER_MS,
         round(service_s * 1000),
-        Decimal(fixed(rounded(Fraction(day.begun * HOUR_NS, span_ns), 3), 3)),
+        to_decimals(Fraction(day.begun * HOUR_NS, span_ns), 3),
         len(views),
         places,
         _throughput(accounts, window),
@@ -151,8 +149,8 @@ def _marginal(
         return MarginalCost(target_ms, None, None, False)
     more = max(0, -(-(wanted - servers) // places))
     decimals = accounts.terms.infrastructure.decimals
-    cost = rounded(price * more * MONTH_H, decimals)
-    return MarginalCost(target_ms, Decimal(fixed(cost, decimals)), more, True)
+    cost = to_decimals(price * more * MONTH_H, decimals)
+    return MarginalCost(target_ms, cost, more, True)
 
 
 def _fit_error(day: Day, service_s: float) -> Decimal:
@@ -200,6 +198,6 @@ def _decile(
     paid = sum((cost.get(hour, Fraction(0)) for hour in hours), Fraction(0))
     each = None
     if done:
-        each = Decimal(fixed(rounded(paid * 10**6 / done, decimals), decimals))
+        each = to_decimals(paid * 10**6 / done, decimals)
     begin, end = Decimal(decile).scaleb(-1), Decimal(decile + 1).scaleb(-1)
     return Throughput(begin, end, len(hours), done, each)

@@ -18,15 +18,13 @@ from typing import Final
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import ReservationAdvice, Reservations
+from leased.collector.accounts.answers import ReservationAdvice, Reservations, to_decimals
 from leased.collector.accounts.periods import Window
 from leased.collector.planning.capacity import list_price
 from leased.collector.planning.history import begun_ns
-from leased.economics.amounts import rounded
 from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
-from leased.economics.statement import fixed
 from leased.terms.errors import ConfigError
 from leased.terms.reading import Keys, integer, section, share
 from leased.terms.resource import ResourceKind, TierKind
@@ -115,14 +113,10 @@ def _advise(
         name,
         quantity,
         offer.term,
-        _decimal(saved * 100 / listed, 1) if listed else Decimal(0),
-        _decimal(saved * ALL_OF_A_YEAR_H, 2),
-        _decimal(upfront / gained, 1) if gained > 0 else None,
+        to_decimals(saved * 100 / listed, 1) if listed else Decimal(0),
+        to_decimals(saved * ALL_OF_A_YEAR_H, 2),
+        to_decimals(upfront / gained, 1) if gained > 0 else None,
     )
-
-
-def _decimal(amount: Fraction, decimals: int) -> Decimal:
-    return Decimal(fixed(rounded(amount, decimals), decimals))
 
 
 def _units_by_hour(

@@ -20,15 +20,13 @@ import msgspec
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.answers import Reach, to_decimals
 from leased.collector.accounts.periods import Window
 from leased.collector.governance.windows import check, last_opening_ns, next_opening_ns
 from leased.collector.planning import capacity
 from leased.collector.planning.history import begun_ns
-from leased.economics.amounts import rounded
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
-from leased.economics.statement import fixed
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.reading import Keys, fields, integer, rows, section, table, text
 from leased.terms.resource import ResourceKind
@@ -125,7 +123,7 @@ def scheduled_scaling(
     expected = price * sum(one.worker_ns for one in shares) / HOUR_NS
 
     def money(amount: Fraction) -> Decimal:
-        return Decimal(fixed(rounded(amount, decimals), decimals))
+        return to_decimals(amount, decimals)
 
     reason = None if known else "insufficient_history" if config.schedules else "no_schedules"
     saved = paid - expected
@@ -138,7 +136,7 @@ def scheduled_scaling(
         money(paid),
         money(expected) if known else None,
         money(saved) if known else None,
-        Decimal(fixed(rounded(saved * 100 / paid, 1), 1)) if known and paid else None,
+        to_decimals(saved * 100 / paid, 1) if known and paid else None,
         len(prices),
         money(price),
         period,
@@ -226,12 +224,12 @@ def _seen(
         None if next_ns is None else periods.instant(next_ns),
         _hours(share.counted_ns),
         _hours(share.short_ns),
-        Decimal(fixed(rounded(price * share.worker_ns / HOUR_NS, decimals), decimals)),
+        to_decimals(price * share.worker_ns / HOUR_NS, decimals),
     )
 
 
 def _hours(length_ns: int) -> Decimal:
-    return Decimal(fixed(rounded(Fraction(length_ns, HOUR_NS), 2), 2))
+    return to_decimals(Fraction(length_ns, HOUR_NS), 2)
 
 
 def _schedule(value: object) -> Schedule:

@@ -18,15 +18,13 @@ from typing import Final
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.answers import Reach, to_decimals
 from leased.collector.accounts.periods import duration
 from leased.collector.fleet import Fleet
 from leased.collector.planning.attainment import HOUR_NS, Ends, together
 from leased.collector.planning.capacity import list_cost
 from leased.collector.planning.flow import DAY_NS, DAYS_KEPT
-from leased.economics.amounts import rounded
 from leased.economics.pools import Pool
-from leased.economics.statement import fixed
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.lease import Priority
 
@@ -116,7 +114,7 @@ def service_levels(
     decimals = accounts.terms.decimals
 
     def money(amount: Fraction) -> Decimal:
-        return Decimal(fixed(rounded(amount, decimals), decimals))
+        return to_decimals(amount, decimals)
 
     seen = []
     for tier in tiers:

@@ -20,12 +20,10 @@ from typing import Final
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.answers import Reach, to_decimals
 from leased.collector.accounts.periods import Window
 from leased.collector.planning import capacity
-from leased.economics.amounts import rounded
 from leased.economics.pools import Pool
-from leased.economics.statement import fixed
 from leased.terms.errors import ConfigError
 from leased.terms.lease import Priority
 from leased.terms.moment import NS_PER_S
@@ -125,13 +123,13 @@ def spot(
     known = bool(now) and eligible is not None
     shares = sorted({*(shares_pm or (*SHARES_PM, config.target_pm))})
     return SpotPlan(
-        _decimal(now, decimals),
+        to_decimals(now, decimals),
         mix(min(wanted, eligible)) if known and eligible is not None else None,
         [mix(Fraction(one, 1000)) for one in shares] if known else [],
         _cut(wanted),
         None if eligible is None else _cut(eligible),
-        _decimal(Fraction(MONTH_NS, config.interrupted_every_ns), 3),
-        _decimal(Fraction(config.undone_ns, config.interrupted_every_ns), 6),
+        to_decimals(Fraction(MONTH_NS, config.interrupted_every_ns), 3),
+        to_decimals(Fraction(config.undone_ns, config.interrupted_every_ns), 6),
         _break_even(config),
         len(prices),
         period,
@@ -166,10 +164,10 @@ def _mix(
     saved = now - cost
     return SpotMix(
         _cut(spot_share),
-        _decimal(cost, decimals),
-        _decimal(cost * MONTH_H, decimals),
-        _decimal(saved * MONTH_H, decimals),
-        _decimal(saved * 100 / now, 1),
+        to_decimals(cost, decimals),
+        to_decimals(cost * MONTH_H, decimals),
+        to_decimals(saved * MONTH_H, decimals),
+        to_decimals(saved * 100 / now, 1),
         spot_share <= eligible,
     )
 
@@ -179,11 +177,7 @@ def _break_even(config: SpotConfig) -> Decimal | None:
     if not config.undone_ns or not config.price_pm:
         return None
     dearer = Fraction(1000 - config.price_pm, config.price_pm)
-    return _decimal(dearer * MONTH_NS / config.undone_ns, 1)
-
-
-def _decimal(amount: Fraction, decimals: int) -> Decimal:
-    return Decimal(fixed(rounded(amount, decimals), decimals))
+    return to_decimals(dearer * MONTH_NS / config.undone_ns, 1)
 
 
 def _cut(share_of: Fraction) -> Decimal:

@@ -10,11 +10,11 @@ Does not decide which command may be sent.
 from __future__ import annotations
 
 import errno
-import os
 from typing import Final, NamedTuple
 
 from leased._native import ffi, lib
 from leased.hardware.block.statuses import is_unknown, name_status
+from leased.hardware.verbs import checked
 from leased.terms.errors import DeviceError
 
 PAGE_BYTES: Final = lib.LEASED_NVME_PAGE_BYTES
@@ -55,18 +55,12 @@ class Measures(NamedTuple):
     read_only: bool
 
 
-def _checked(verb: str, rc: int, detail: str = "") -> int:
-    if rc < 0:
-        raise DeviceError(verb, -rc, detail or os.strerror(-rc))
-    return rc
-
-
 def _accepted(verb: str, rc: int, detail: str = "") -> None:
     """0, or what the kernel or the drive has against it."""
     if rc > 0:
         refused = NotKnown if is_unknown(rc) else DeviceError
         raise refused(verb, errno.EREMOTEIO, " ".join([name_status(rc), detail]).rstrip())
-    _checked(verb, rc, detail)
+    checked(verb, rc, detail)
 
 
 # ---- device-mapper -----------------------------------------------------------------------------
@@ -74,21 +68,21 @@ def _accepted(verb: str, rc: int, detail: str = "") -> None:
 
 def open_control() -> int:
     """The control device of device-mapper."""
-    return _checked("dm_open", lib.leased_dm_open())
+    return checked("dm_open", lib.leased_dm_open())
 
 
 def create_mapping(control: int, *, name: str, uuid: str) -> Number:
     """A mapping without a table; its device number."""
     major, minor = ffi.new("uint32_t *"), ffi.new("uint32_t *")
     rc = lib.leased_dm_create(control, name.encode(), uuid.encode(), major, minor)
-    _checked("dm_create", rc, name if rc == -errno.EBUSY else "")
+    checked("dm_create", rc, name if rc == -errno.EBUSY else "")
     return int(major[0]), int(minor[0])
 
 
 def load_table(control: int, uuid: str, *, sectors: int, target: str, parameters: str) -> None:
     """A table of one target, for the next resume."""
     table = (sectors, target.encode(), parameters.encode())
-    _checked("dm_load", lib.leased_dm_load(control, uuid.encode(), *table, 0))
+    checked("dm_load", lib.leased_dm_load(control, uuid.encode(), *table, 0))
 
 
 def load_crypt(
@@ -104,17 +98,17 @@ def load_crypt(
     """A dm-crypt table over all of `device`, with a key that is made on the way and that nobody
     sees, for the next resume."""
     how = (cipher.encode(), key_bytes, *device, options.encode())
-    _checked("dm_crypt", lib.leased_dm_load_crypt(control, uuid.encode(), sectors, *how))
+    checked("dm_crypt", lib.leased_dm_load_crypt(control, uuid.encode(), sectors, *how))
 
 
 def resume_mapping(control: int, uuid: str) -> None:
     """Make the loaded table the active one and let I/O go."""
-    _checked("dm_resume", lib.leased_dm_resume(control, uuid.encode()))
+    checked("dm_resume", lib.leased_dm_resume(control, uuid.encode()))
 
 
 def suspend_mapping(control: int, uuid: str) -> None:
     """Hold new I/O back and wait for what the drive has in hand."""
-    _checked("dm_suspend", lib.leased_dm_suspend(control, uuid.encode()))
+    checked("dm_suspend", lib.leased_dm_suspend(control, uuid.encode()))
 
 
 def describe_mapping(control: int, uuid: str) -> Mapping | None:
@@ -123,7 +117,7 @@ def describe_mapping(control: int, uuid: str) -> Mapping | None:
     rc = lib.leased_dm_describe(control, uuid.encode(), False, found)
     if rc == -errno.ENXIO:
         return None
-    _checked("dm_describe", rc)
+    checked("dm_describe", rc)
     return Mapping(
         ffi.string(found.name).decode(),
         (found.major, found.minor),
@@ -139,14 +133,14 @@ def below_mapping(control: int, uuid: str) -> tuple[Number, ...]:
     """The devices that the active table is on."""
     devices = ffi.new("uint64_t[]", _BELOW_MAX)
     rc = lib.leased_dm_below(control, uuid.encode(), devices, _BELOW_MAX)
-    count = min(_checked("dm_below", rc), _BELOW_MAX)
+    count = min(checked("dm_below", rc), _BELOW_MAX)
     return tuple((devices[at] >> 32, devices[at] & 0xFFFFFFFF) for at in range(count))
 
 
 def remove_mapping(control: int, uuid: str, *, timeout_ms: int, later: bool = False) -> None:
     """Take the mapping away; DeviceError(EBUSY) when somebody has it open to the end (`later`: then
     it goes with its last user)."""
-    _checked("dm_remove", lib.leased_dm_remove(control, uuid.encode(), timeout_ms, later))
+    checked("dm_remove", lib.leased_dm_remove(control, uuid.encode(), timeout_ms, later))
 
 
 def list_mappings(control: int, prefix: str) -> tuple[str, ...]:
@@ -160,7 +154,7 @@ def list_mappings(control: int, prefix: str) -> tuple[str, ...]:
         size *= 16
     uuids: list[str] = []
     at = into + 0
-    for _ in range(_checked("dm_list", rc)):
+    for _ in range(checked("dm_list", rc)):
         uuid = ffi.string(at)
         uuids.append(uuid.decode("ascii", "replace"))
         at += len(uuid) + 1
@@ -171,7 +165,7 @@ def cut_mapping(control: int, uuid: str) -> bool:
     """From the return on nobody reads or writes through it: EIO. Whether a key was wiped. Nothing
     to do where there is none."""
     key, ended_ns = ffi.new("int *"), ffi.new("uint64_t *")
-    _checked("dm_cut", lib.leased_dm_cut(control, uuid.encode(), key, ended_ns))
+    checked("dm_cut", lib.leased_dm_cut(control, uuid.encode(), key, ended_ns))
     return bool(key[0])
 
 
@@ -228,7 +222,7 @@ def attach_namespace(
 
 def rescan_controller(fd: int) -> None:
     """Let the kernel look at the controller's namespaces again."""
-    _checked("nvme_rescan", lib.leased_nvme_rescan(fd))
+    checked("nvme_rescan", lib.leased_nvme_rescan(fd))
 
 
 # ---- the block layer ---------------------------------------------------------------------------
@@ -237,18 +231,18 @@ def rescan_controller(fd: int) -> None:
 def measure_device(fd: int) -> Measures:
     """How large it is."""
     found = ffi.new("struct leased_block_device *")
-    _checked("block_measure", lib.leased_block_measure(fd, found))
+    checked("block_measure", lib.leased_block_measure(fd, found))
     return Measures(found.bytes, found.lba_bytes, bool(found.read_only))
 
 
 def flush_device(fd: int) -> None:
     """Throw cached blocks away: whoever reads next reads the drive."""
-    _checked("block_flush", lib.leased_block_flush(fd))
+    checked("block_flush", lib.leased_block_flush(fd))
 
 
 def zero_device(fd: int, *, offset: int, size_bytes: int) -> None:
     """Let the drive (or, where it cannot, the kernel) write zeroes."""
-    _checked("block_zero", lib.leased_block_zero(fd, offset, size_bytes))
+    checked("block_zero", lib.leased_block_zero(fd, offset, size_bytes))
 
 
 def device_behind_loop(fd: int) -> Number | None:
@@ -257,5 +251,5 @@ def device_behind_loop(fd: int) -> Number | None:
     rc = lib.leased_loop_behind(fd, device)
     if rc == -errno.ENXIO:
         return None
-    _checked("loop_behind", rc)
+    checked("loop_behind", rc)
     return (int(device[0]) >> 32, int(device[0]) & 0xFFFFFFFF) if device[0] else None

@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from leased.hardware import cgroup, exclusion, leaves
+from leased.hardware.descriptors import close_all
 from leased.hardware.instant import now_ns
 from leased.hardware.memory import survey_memory
 from leased.hardware.rdma import calls, owner, prober, protocol, usage
@@ -127,8 +128,7 @@ def prepare(asked: calls.Prepare, fds: Sequence[int]) -> calls.Owner:
             try:
                 told = _open(asked, room, where, opened)
             finally:
-                for fd in opened:
-                    os.close(fd)
+                close_all(opened)
             return _owner(nldev, link, told)
     except (DeviceError, OSError):
         owner.end_owner(room, asked.budget_ns)
