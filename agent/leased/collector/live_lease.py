@@ -20,8 +20,8 @@ HELD: Final = ("granted", "active", "draining")
 
 
 class LiveLease(msgspec.Struct):
-    """`deadline_ns` is on its node's boot clock; `sequence` is that of the record that granted it,
-    `last` that of its last record."""
+    """`deadline_ns` and `granted_ns` are on its node's boot clock; `sequence` is that of the record
+    that granted it, `last` that of its last record."""
 
     lease_id: str
     subject: Subject
@@ -31,6 +31,7 @@ class LiveLease(msgspec.Struct):
     generation: int
     sequence: int
     last: int
+    granted_ns: int = 0
     ended: str = ""
     fenced: tuple[Allotment, ...] = ()
     borrowed: tuple[tuple[ResourceKind, int], ...] = ()

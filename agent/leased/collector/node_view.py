@@ -199,6 +199,7 @@ class NodeView:
                 generation=event.generation,
                 sequence=sequence,
                 last=sequence,
+                granted_ns=event.effective_ns,
             )
             self.flow.begin(moment.wall_ns, len(self.leases))
             over = self._is_over(event.subject)
@@ -209,7 +210,8 @@ class NodeView:
         if lease is None:
             return
         if not lease.ended and type(event) in _ENDS:
-            length_ns = moment.wall_ns - lease.granted_wall_ns
+            # However late its end was sealed, and whatever the wall's clock did meanwhile.
+            length_ns = event.effective_ns - lease.granted_ns
             self.flow.end(moment.wall_ns, length_ns)
             reason = event.reason if isinstance(event, events.Revoked) else None
             self.attainment.end(event.subject.priority, moment.wall_ns, length_ns, reason)

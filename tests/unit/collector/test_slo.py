@@ -11,6 +11,7 @@ from leased.collector.accounts.accounts import Accounts
 from leased.collector.api.settings import parse
 from leased.collector.fleet import Fleet
 from leased.collector.node_view import NodeView
+from leased.collector.planning.flow import summed
 from leased.collector.planning.slo import TIERS, Tier, service_levels
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
@@ -91,6 +92,29 @@ def test_taken_away_is_what_the_operators_side_ended(reason: RevocationReason) -
     own = {"QUOTA_CUT", "BURST_EXPIRED", "BUDGET_EXHAUSTED", "POLICY_VIOLATION", "HOLDER_LOST"}
     found = told(a_fleet((HOUR, Priority.STANDARD, 5, reason)))
     assert found["availability"][0] == (1 if reason.name in own else 0)
+
+
+def test_a_lease_was_held_as_long_as_it_was() -> None:
+    """Not for the two hours by which the clock was set, nor for the hour after its end in which no
+    agent was there to seal it."""
+    history = History(wall_offset_ns=JANUARY_NS)
+    history.start()
+    history.boot_ns = HOUR * HOUR_NS
+    for number in (1, 2):
+        history.allocate(number, subject(CORE), history.boot_ns + HOUR_NS)
+    history.boot_ns += 5 * SECOND
+    history.step_clock(2 * HOUR_NS)
+    history.release(1)
+    ended_ns, history.boot_ns = history.boot_ns, history.boot_ns + HOUR_NS
+    history.end(2, ended_ns)
+    view = NodeView("00")
+    for record in history.records:
+        view.apply(*record)
+    fleet = Fleet()
+    fleet.logs["00"] = view
+    view.node = view.name = "host"
+    assert told(fleet)["latency_p99"] == (2, 2, Decimal(1), True)
+    assert summed(view.flow.days.values()).total_ns == 10 * SECOND
 
 
 def test_where_nothing_ended_nothing_is_kept_or_broken() -> None:
