@@ -298,6 +298,19 @@ def _one_by_one(process: str, inodes: frozenset[Inode]) -> Iterator[Inode]:
             yield status.st_dev, status.st_ino
 
 
+def read_by(pid: int) -> str:
+    """The file of another process's that this one has open, and whose that is; "" where there is
+    none. Any user may have a process of which reading does not end: one that holds its own memory's
+    lock while it waits for a server of its own."""
+    for number in listed(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            path = os.readlink(f"/proc/{pid}/fd/{number}")
+            other = path.removeprefix("/proc/").partition("/")[0]
+            if path.startswith("/proc/") and other.isdecimal() and other != str(pid):
+                return f"{path} of uid {os.stat(f'/proc/{other}').st_uid}"
+    return ""
+
+
 def mappings(process: str) -> bytes | None:
     """What /proc tells of a process's mappings, nothing where it is gone; None where that is more
     than MAPS_BYTES_MAX. Raises DeviceError."""

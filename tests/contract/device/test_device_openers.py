@@ -154,6 +154,20 @@ def test_who_took_the_time_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     assert said in raised.value.detail and said in capfd.readouterr().err
 
 
+def test_of_whom_a_hanging_worker_was_reading_is_told() -> None:
+    maps = f"/proc/{os.getpid()}/maps"
+    script = f"file = open({maps!r}); print('open', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as reader:
+        assert reader.stdout is not None and reader.stdin is not None
+        assert reader.stdout.readline() == b"open\n"
+        assert occupants.read_by(reader.pid) == f"{maps} of uid {os.getuid()}"
+        reader.stdin.write(b"\n")
+        reader.stdin.close()
+    assert occupants.read_by(os.getpid()) == ""
+
+
 # ---- who may not look ----------------------------------------------------------------------------
 
 BLIND = """
