@@ -23,16 +23,10 @@ import trio
 
 from leased.hardware.calls import Answer, Batch, Call, Failed, Result, Scrub, Task
 from leased.hardware.config import EscapeePolicy, HardwareConfig
-from leased.hardware.occupants import start_time
+from leased.hardware.occupants import read_by, start_time
 from leased.hardware.scrubbing import PASS_BUDGET_NS, PASSES_MAX
 from leased.hardware.starting import STARTING_NS, Child, Starter
-from leased.hardware.worker import (
-    MESSAGE_BYTES_MAX,
-    receive_answers,
-    result_of,
-    send,
-    task,
-)
+from leased.hardware.worker import MESSAGE_BYTES_MAX, receive_answers, result_of, send, task
 from leased.terms.errors import DeviceError
 from leased.terms.moment import NS_PER_S
 
@@ -117,8 +111,11 @@ class Link:
             # Its answer would be taken for the next batch's, and its descriptors leak.
             self.abandon()
             raise
-        self.abandon()
         detail = f"worker {self.name} did not answer in {budget_ns // 1_000_000} ms"
+        if self._child is not None and (file := read_by(self._child.pid)):
+            detail += f": it read {file}"
+            os.write(2, f"{detail}\n".encode())  # the steps that come of it have no words
+        self.abandon()
         raise DeviceError("worker_answer", errno.ETIMEDOUT, detail)
 
     async def _exchange(

@@ -5,7 +5,9 @@ Rule: identity is (device, inode), never a name that a tenant could choose; the 
 io_uring registration, of which the kernel tells only the name, and ours carries the lease's id.
 One pass over /proc answers for many inodes at once. Nobody is killed by number: the pidfd is
 opened first, then the process is examined again through it. A tracer that holds a killed process
-at its exit reads its memory, so it goes as well.
+at its exit reads its memory, so it goes as well. Any user may have a process whose mappings take a
+gigabyte to tell (a few MB of the kernel's memory): those are looked at one by one, without their
+paths. Who took the longest when there was no time left is named.
 
 Sees descriptors, mappings and registered files, of threads with descriptors of
 their own too. Does not see descriptors in flight nor pinned pages: `exclusion` and the pools'
@@ -34,6 +36,11 @@ TRACER_NS = 500_000_000
 
 TABLES_MAX = 4
 """A thread is compared with so many of those before it, and looked at if it is like none."""
+
+MAPS_BYTES_MAX = 1 << 20
+"""A program that maps a thousand libraries takes a fifth of it."""
+
+_CHUNK_BYTES = 64 << 10
 
 GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
@@ -76,16 +83,30 @@ def processes(verb: str, exempt: Mapping[int, int], deadline_ns: int) -> Iterato
     capable = int(status.partition(b"CapEff:")[2].split()[0], 16)
     if not capable & _CAP_SYS_PTRACE:
         raise DeviceError(verb, errno.EPERM, "without CAP_SYS_PTRACE who has it is not seen")
+    looked_at, longest = (0, 0), (0, 0)
     for entry in os.listdir("/proc"):
         if not entry.isdecimal():
             continue
-        if time.clock_gettime_ns(time.CLOCK_BOOTTIME) > deadline_ns:
-            raise DeviceError(verb, errno.ETIMEDOUT, "too many descriptors to look at")
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        longest = max(longest, (now_ns - looked_at[0], looked_at[1])) if looked_at[1] else longest
+        if now_ns > deadline_ns:
+            raise DeviceError(verb, errno.ETIMEDOUT, _name_the_longest(*longest))
         pid = int(entry)
+        looked_at = (now_ns, pid)
         if pid in exempt and exempt[pid] == start_time(pid):
             continue
         demand_sight(verb, pid)
         yield pid
+
+
+def _name_the_longest(spent_ns: int, pid: int) -> str:
+    """Also for the journal: what comes of a search that failed is told in steps, without words."""
+    detail = "too many descriptors to look at"
+    with contextlib.suppress(OSError):
+        uid = os.stat(f"/proc/{pid}").st_uid
+        detail += f": process {pid} of uid {uid} alone took {spent_ns // 1_000_000} ms"
+        os.write(2, f"a search of /proc was not ended in its time: {detail}\n".encode())
+    return detail
 
 
 def demand_sight(verb: str, pid: int) -> None:
@@ -203,7 +224,7 @@ def _examine(pid: int, inodes: frozenset[Inode], names: Mapping[bytes, Inode]) -
     if not found:
         # After its leader's exit its memory is seen at any other thread.
         for tid in listed(f"/proc/{pid}/task")[1:]:
-            found.update(_by_mapping(f"/proc/{pid}/task/{tid}", inodes))
+            found.update(_by_mapping(f"/proc/{tid}", inodes))
     return frozenset(found)
 
 
@@ -237,17 +258,21 @@ def _by_descriptor(
 
 
 def _registered(path: str, names: Mapping[bytes, Inode]) -> Iterator[Inode]:
-    for line in read_or_empty(path).splitlines():
+    for line in lines_or_none(path):
         _, found, rest = line.partition(_MEMFD)
         if found:
             # "/memfd:NAME\\040(deleted)", the space escaped; up to 6.1 only "memfd:NAME".
-            inode = names.get(rest.replace(b"\\040", b" ").removesuffix(b" (deleted)"))
+            name = rest.rstrip(b"\n").replace(b"\\040", b" ").removesuffix(b" (deleted)")
+            inode = names.get(name)
             if inode is not None:
                 yield inode
 
 
-def _by_mapping(task: str, inodes: frozenset[Inode]) -> Iterator[Inode]:
-    text = read_or_empty(f"{task}/maps")
+def _by_mapping(process: str, inodes: frozenset[Inode]) -> Iterator[Inode]:
+    text = mappings(process)
+    if text is None:
+        yield from _one_by_one(process, inodes)
+        return
     if _MEMFD not in text:
         return
     for line in text.splitlines():
@@ -259,6 +284,55 @@ def _by_mapping(task: str, inodes: frozenset[Inode]) -> Iterator[Inode]:
                 yield inode
 
 
+def _one_by_one(process: str, inodes: frozenset[Inode]) -> Iterator[Inode]:
+    for path in mapped_files(process):
+        try:
+            if not os.readlink(path).startswith("/memfd:"):
+                continue
+            status = os.stat(path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESRCH):
+                continue  # unmapped meanwhile
+            raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error
+        if (status.st_dev, status.st_ino) in inodes:
+            yield status.st_dev, status.st_ino
+
+
+def read_by(pid: int) -> str:
+    """The file of another process's that this one has open, and whose that is; "" where there is
+    none. Any user may have a process of which reading does not end: one that holds its own memory's
+    lock while it waits for a server of its own."""
+    for number in listed(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            path = os.readlink(f"/proc/{pid}/fd/{number}")
+            other = path.removeprefix("/proc/").partition("/")[0]
+            if path.startswith("/proc/") and other.isdecimal() and other != str(pid):
+                return f"{path} of uid {os.stat(f'/proc/{other}').st_uid}"
+    return ""
+
+
+def mappings(process: str) -> bytes | None:
+    """What /proc tells of a process's mappings, nothing where it is gone; None where that is more
+    than MAPS_BYTES_MAX. Raises DeviceError."""
+    text = bytearray()
+    try:
+        with open(f"{process}/maps", "rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                text += chunk
+                if len(text) > MAPS_BYTES_MAX:
+                    return None
+    except OSError as error:
+        if error.errno in GONE:
+            return b""
+        raise DeviceError("occupant_scan", error.errno or errno.EIO, process) from error
+    return bytes(text)
+
+
+def mapped_files(process: str) -> Iterator[str]:
+    """A path to each file that a process has mapped, once for each mapping. Raises DeviceError."""
+    return (f"{process}/map_files/{name}" for name in listed(f"{process}/map_files"))
+
+
 def listed(path: str) -> list[str]:
     """What a directory of /proc lists; nothing where the process is gone. Raises DeviceError."""
     try:
@@ -267,6 +341,17 @@ def listed(path: str) -> list[str]:
         if error.errno in GONE:
             return []
         raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error
+
+
+def lines_or_none(path: str) -> Iterator[bytes]:
+    """The lines of a file of /proc one by one, for they may be a million; none where the process is
+    gone. Raises DeviceError."""
+    try:
+        with open(path, "rb") as file:
+            yield from file
+    except OSError as error:
+        if error.errno not in GONE:
+            raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error
 
 
 def read_or_empty(path: str) -> bytes:

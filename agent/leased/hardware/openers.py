@@ -24,7 +24,10 @@ from leased.hardware.occupants import (
     GONE,
     Occupant,
     kill_those,
+    lines_or_none,
     listed,
+    mapped_files,
+    mappings,
     processes,
     read_or_empty,
     start_time,
@@ -39,6 +42,8 @@ Node = tuple[int, int]
 _COMM_BYTES_MAX = 15
 _MAPPED = re.compile(rb"^(\w+)-(\w+) \S+ \S+ ((?!00:00 0 ).+)$", re.MULTILINE)
 """Where a file is mapped, and which."""
+
+_KNOWN_MAX = 1 << 13
 
 
 class Opener(msgspec.Struct, frozen=True, array_like=True):
@@ -124,7 +129,7 @@ class _Look:
                 yield node, "ring"
 
     def _registered(self, pid: int, path: str) -> Iterator[Node]:
-        for line in read_or_empty(path).splitlines():
+        for line in lines_or_none(path):
             _, _, name = line.strip().partition(b": ")
             if name in self._names:
                 # Up to Linux 6.1 only the last part of the path is told.
@@ -138,21 +143,34 @@ class _Look:
             if node in self._nodes:
                 yield node
 
-    def _by_mapping(self, process: str, mapped: bytes) -> Iterator[Node]:
+    def _by_mapping(self, process: str, mapped: bytes | None) -> Iterator[Node]:
+        if mapped is None:
+            found = (self._number_there(path) for path in mapped_files(process))
+            yield from (node for node in found if node in self._nodes)
+            return
+        if len(self._mapped) > _KNOWN_MAX:
+            self._mapped.clear()
         for begin, end, key in _MAPPED.findall(mapped):
             # Device and inode alone do not name a file on every file system; with the path they do.
             if key in self._mapped:
                 node = self._mapped[key]
             else:
                 path = f"{process}/map_files/{int(begin, 16):x}-{int(end, 16):x}"
-                try:
-                    node = self._mapped[key] = self._number(path)
-                except DeviceError as error:
-                    if error.errno not in (errno.ENOENT, errno.ESRCH):
-                        raise
-                    continue  # unmapped meanwhile
+                node = self._number_there(path, key)
             if node in self._nodes:
                 yield node
+
+    def _number_there(self, path: str, key: bytes = b"") -> Node | None:
+        """The node that is mapped; None where it is anything else, or unmapped meanwhile."""
+        try:
+            node = self._number(path)
+        except DeviceError as error:
+            if error.errno not in (errno.ENOENT, errno.ESRCH):
+                raise
+            return None
+        if key:
+            self._mapped[key] = node
+        return node
 
     def _number_of(self, path: str) -> Node | None:
         """The node's number; None for anything else, and for what is gone."""
@@ -164,15 +182,15 @@ class _Look:
             raise
 
 
-def _memories(pid: int) -> Iterator[tuple[str, bytes]]:
-    """Where a process's mappings are, and the list of them: at its leader, or where that has exited
-    at any thread (which /proc knows by number, though it does not list it)."""
-    mapped = read_or_empty(f"/proc/{pid}/maps")
-    if mapped:
+def _memories(pid: int) -> Iterator[tuple[str, bytes | None]]:
+    """Where a process's mappings are, and the list of them (`mappings`): at its leader, or where
+    that has exited at any thread (which /proc knows by number, though it does not list it)."""
+    mapped = mappings(f"/proc/{pid}")
+    if mapped is None or mapped:
         yield f"/proc/{pid}", mapped
         return
     for thread in listed(f"/proc/{pid}/task"):
-        yield f"/proc/{thread}", read_or_empty(f"/proc/{thread}/maps")
+        yield f"/proc/{thread}", mappings(f"/proc/{thread}")
 
 
 def _describe(pid: int) -> tuple[int, str, str, int]:

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from leased.hardware import verbs
+from leased.hardware import occupants, verbs
 from leased.hardware.occupants import Occupant, kill_those, start_time, tables
 from leased.hardware.openers import Sought, evict, scan
 from leased.terms.errors import DeviceError
@@ -91,6 +93,79 @@ def test_half_an_answer_is_none() -> None:
     late_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - 1
     with pytest.raises(DeviceError, match="too many descriptors"):
         scan(ZERO, exempt={}, deadline_ns=late_ns)
+
+
+# ---- who is too much to look at ------------------------------------------------------------------
+
+WIDE = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+os.chdir(sys.argv[1])
+for _ in range(14):
+    os.mkdir("\\n" * 250)
+    os.chdir("\\n" * 250)
+fd = os.open("\\n" * 200, os.O_RDWR | os.O_CREAT)
+os.ftruncate(fd, 4096)
+memory, zero = os.memfd_create("leased-wide"), os.open("/dev/zero", os.O_RDWR)
+os.ftruncate(memory, 4096)
+for at in range(2000):
+    libc.mmap(None, 4096, 1 + at % 2 * 2, 1, fd, 0)
+libc.mmap(None, 4096, 1, 1, memory, 0)
+libc.mmap(None, 4096, 1, 2, zero, 0)
+device, inode = os.fstat(memory).st_dev, os.fstat(memory).st_ino
+for one in (memory, zero, fd):
+    os.close(one)
+print(device, inode, flush=True)
+sys.stdin.read()
+"""
+PEAK_BYTES_MAX = 8 << 20
+
+
+def test_mappings_that_take_megabytes_to_tell_are_looked_at_one_by_one(tmp_path: Path) -> None:
+    """Of a process with as many as there may be, and paths of 4 KiB, the kernel tells a GB: one of
+    any user's took longer than a search may, and its memory from the worker."""
+    words = [sys.executable, "-c", WIDE, str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as wide:
+        assert wide.stdin is not None and wide.stdout is not None
+        device, inode = map(int, wide.stdout.readline().split())
+        others = {int(one) for one in os.listdir("/proc") if one.isdecimal()} - {wide.pid}
+        exempt = {pid: start_time(pid) or 0 for pid in others}
+        memory = occupants.Sought((device, inode), "leased-wide")
+        tracemalloc.start()
+        try:
+            found = scan(ZERO, exempt=exempt, deadline_ns=FAR_NS)
+            held = occupants.scan([memory], exempt=exempt, deadline_ns=FAR_NS)
+            assert tracemalloc.get_traced_memory()[1] < PEAK_BYTES_MAX
+        finally:
+            tracemalloc.stop()
+            wide.stdin.close()
+    assert [(one.pid, one.via) for one in found if one.pid == wide.pid] == [(wide.pid, "map")]
+    assert wide.pid in [one.pid for one in held[device, inode]]
+
+
+def test_who_took_the_time_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    late_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 50_000_000
+    with pytest.raises(DeviceError) as raised:
+        for pid in occupants.processes("look", {}, late_ns):
+            while pid == os.getpid() and time.clock_gettime_ns(time.CLOCK_BOOTTIME) < late_ns:
+                pass
+    said = f"process {os.getpid()} of uid {os.getuid()} alone took"
+    assert said in raised.value.detail and said in capfd.readouterr().err
+
+
+def test_of_whom_a_hanging_worker_was_reading_is_told() -> None:
+    maps = f"/proc/{os.getpid()}/maps"
+    script = f"file = open({maps!r}); print('open', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as reader:
+        assert reader.stdout is not None and reader.stdin is not None
+        assert reader.stdout.readline() == b"open\n"
+        assert occupants.read_by(reader.pid) == f"{maps} of uid {os.getuid()}"
+        reader.stdin.write(b"\n")
+        reader.stdin.close()
+    assert occupants.read_by(os.getpid()) == ""
 
 
 # ---- who may not look ----------------------------------------------------------------------------

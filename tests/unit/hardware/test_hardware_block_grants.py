@@ -6,7 +6,9 @@ of the agent has left: mappings of nobody's, namespaces that a fence keeps.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,10 +17,11 @@ import trio
 import trio.testing
 
 from leased.hardware.backend import Queues
-from leased.hardware.block import calls, mapping
+from leased.hardware.block import calls, mapping, verbs
 from leased.hardware.block.backend import BlockBackend
 from leased.hardware.block.config import BlockConfig, Offer
 from leased.hardware.block.drives import Drive, Layout
+from leased.hardware.block.mapping import KEPT_MAX, refuse_hoarder
 from leased.hardware.block.names import mapping_uuid, name_of
 from leased.hardware.block.namespaces import Namespace
 from leased.hardware.block.survey import ERASED
@@ -471,3 +474,26 @@ async def test_a_drive_that_hangs_while_it_makes_or_attaches_keeps_nothing_else(
     crew.stuck, done = {hung}, len(crew.workers)
     await backend.survey()
     assert hung not in crew.workers[done:], "nobody is sent after it"
+
+
+# ---- what is over and still open -----------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_who_keeps_many_dead_mappings_open_gets_no_other(tmp_path: Path) -> None:
+    """Each costs the kernel a thread and memory that nobody is charged for; a tenant could make as
+    many as it had time, one lease after the other, and keep their descriptors."""
+    (tmp_path / "dev").mkdir()
+    ours = [
+        verbs.Mapping(f"lease-{minor}", (253, minor), 8, target, 1, False, False)
+        for minor, target in enumerate(["error"] * KEPT_MAX + ["crypt", "error"])
+    ]
+    for one in ours[:-1]:  # the last has just gone
+        node = tmp_path / f"dev/dm-{one.number[1]}"
+        node.touch()
+        os.chown(node, 1000, 0)
+    with pytest.raises(DeviceError, match=f"uid 1000 keeps {KEPT_MAX} mappings") as raised:
+        refuse_hoarder(1000, ours, tmp_path)
+    assert (raised.value.verb, raised.value.errno) == (calls.NOT_BEGUN, errno.EUSERS)
+    refuse_hoarder(1001, ours, tmp_path)
+    refuse_hoarder(1000, ours[1:], tmp_path)

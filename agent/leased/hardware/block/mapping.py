@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from leased.hardware.block import canaries, verbs
 from leased.hardware.block.calls import NOT_BEGUN, Mapped, Nothing, Readied, Ready, Undo
@@ -22,8 +23,12 @@ from leased.hardware.block.names import PREFIX, lease_in
 from leased.hardware.block.namespaces import Namespace, is_still
 from leased.hardware.block.opening import opened, resolve
 from leased.hardware.block.users import find_uses
-from leased.hardware.block.verbs import Number
+from leased.hardware.block.verbs import Mapping, Number
 from leased.terms.errors import DeviceError
+
+KEPT_MAX = 64
+"""Mappings of leases that are over which one user may keep open. Each costs the kernel a thread and
+memory, charged to nobody, until its last descriptor is closed, wherever that is."""
 
 _NODE_MODE = 0o600
 _FAST = ("no_read_workqueue", "no_write_workqueue")
@@ -63,11 +68,28 @@ def admit(call: Ready, look: Callable[[Ready], Namespace] = _admit) -> Namespace
         raise DeviceError(NOT_BEGUN, error.errno or errno.EIO, detail) from error
 
 
+def refuse_hoarder(uid: int, ours: Iterable[Mapping], root: Path = Path("/")) -> None:
+    """Raises DeviceError(NOT_BEGUN) where the user keeps too many that are of no use any more: a
+    node is its holder's as long as there is one."""
+    kept = 0
+    for one in ours:
+        with contextlib.suppress(OSError):  # it has just gone
+            node = os.stat(root / f"dev/dm-{one.number[1]}") if one.target == "error" else None
+            kept += node is not None and node.st_uid == uid
+    if kept >= KEPT_MAX:
+        detail = f"uid {uid} keeps {kept} mappings of leases that are over open: close them first"
+        raise DeviceError(NOT_BEGUN, errno.EUSERS, detail)
+
+
 def ready(call: Ready, look: Callable[[Ready], Namespace] = _admit) -> Readied:
     """Make it. Raises DeviceError or OSError; then nothing of it is left. The verb NOT_BEGUN: and
     nothing was written."""
     namespace = admit(call, look)
     with control() as dm:
+        ours = verbs.list_mappings(dm, PREFIX)
+        if len(ours) >= KEPT_MAX:
+            found = (verbs.describe_mapping(dm, uuid) for uuid in ours)
+            refuse_hoarder(call.uid, [one for one in found if one is not None])
         number = verbs.create_mapping(dm, name=call.name, uuid=call.uuid)
         try:
             _load(dm, call, namespace)
