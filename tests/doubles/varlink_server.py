@@ -30,7 +30,8 @@ from leased.terms.identity import TenantId
 from leased.terms.lease import Lease
 from leased.terms.resource import ResourceKind
 from leased.wire import objects, parameters, replies
-from leased.wire.calls import encode_error, encode_reply, to_command
+from leased.wire.answers import encode_error, encode_reply
+from leased.wire.calls import to_command
 from leased.wire.conversation import Call, Conversation
 from leased.wire.portrayal import portray_lease
 from leased.wire.replies import encode

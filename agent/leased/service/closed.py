@@ -37,7 +37,7 @@ from leased.service.telling.narration import CRITICAL
 from leased.terms.errors import ChainError, ConfigError, LogBusy, StateError
 from leased.terms.reply import Refusal, RefusalReason
 from leased.wire import parameters
-from leased.wire.calls import encode_error, encode_reply
+from leased.wire.answers import encode_error, encode_reply
 from leased.wire.conversation import Call
 
 FIRST_RETRY_S = 5

@@ -25,7 +25,8 @@ from leased.terms.lease import Lease
 from leased.terms.reply import Changed, Reply
 from leased.terms.resource import Allotment, Shape, shape_of
 from leased.wire import objects, parameters, replies
-from leased.wire.calls import encode_reply, to_command
+from leased.wire.answers import encode_reply
+from leased.wire.calls import to_command
 from leased.wire.conversation import Call
 
 _ACCESS: Final = {

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls and what they mean: parameters to `terms` commands, `terms` replies to bytes.
+"""Calls and what they mean: parameters to `terms` commands.
 
 Rule: the caller is the one handed in, as the kernel told it; nothing of it is read from the call. A
-command_id that is absent is drawn from the entropy handed in. A denial becomes the error
-io.leased.Lease.Refused, with every number it has.
+command_id that is absent is drawn from the entropy handed in.
 
-Does not know sockets, order or descriptors (`conversation`), and answers nothing that only the
-service can know: `encode` in `replies` takes the structs it fills in itself.
+Does not know sockets, order or descriptors (`conversation`), and answers nothing (`answers`).
 """
 
 from __future__ import annotations
@@ -32,11 +30,8 @@ from leased.terms.lease import (
 from leased.terms.policy import Policy, digest
 from leased.terms.resource import Ask, ResourceKind, Shape, TierKind
 from leased.wire import objects, parameters, portrayal
-from leased.wire.answers import encode_error, encode_reply
 from leased.wire.conversation import Call
 from leased.wire.policy_document import decode_policy
-
-__all__ = ["Entropy", "encode_error", "encode_reply", "to_command"]
 
 Entropy = Callable[[], bytes]
 

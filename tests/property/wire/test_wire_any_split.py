@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from leased.terms.command import Caller
 from leased.terms.errors import InvalidParameter, PermissionDenied, ProtocolError
 from leased.terms.identity import TenantId
-from leased.wire.calls import encode_error, to_command
+from leased.wire.answers import encode_error
+from leased.wire.calls import to_command
 from leased.wire.conversation import Call, Conversation
 from leased.wire.framing import Framing
 from leased.wire.parameters import METHODS

@@ -33,8 +33,7 @@ from leased.terms.moment import NS_PER_MS, NS_PER_S, Moment
 from leased.terms.policy import Policy, digest
 from leased.terms.resource import Absence, Allotment, Inventory, ResourceKind, TierKind
 from leased.wire import objects, parameters, replies
-from leased.wire.answers import LIST_PAGE
-from leased.wire.calls import encode_error, encode_reply
+from leased.wire.answers import LIST_PAGE, encode_error, encode_reply
 from leased.wire.portrayal import environment_of, portray_notice
 from tests.doubles.lease_table import INVENTORY, USE
 from tests.doubles.varlink_calls import called

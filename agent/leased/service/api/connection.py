@@ -12,7 +12,6 @@ the socket is ready.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import os
@@ -23,6 +22,7 @@ from typing import Protocol
 
 import trio
 
+from leased.hardware.descriptors import close_all, taken
 from leased.ports import Clock
 from leased.service.api import peers
 from leased.service.api.disposal import OWED_MAX, Disposal
@@ -295,23 +295,23 @@ class Connection:
         unfinished = conversation.unfinished
         if unfinished != self._unfinished:
             self._allot(unfinished)
-        taken = self._share_out(calls) if self.takes_fds else [(call, []) for call in calls]
+        shared = self._share_out(calls) if self.takes_fds else [(call, []) for call in calls]
         if conversation.fault is not None or not calls:
             self.flush()
-        return taken
+        return shared
 
     def _share_out(self, calls: Sequence[Call]) -> Calls:
         """Each call with the descriptors that came for it; those of none are dropped."""
-        taken: Calls = []
+        shared: Calls = []
         for call in calls:
             if call.fd_skip:
                 self._drop_received(call.fd_skip)
-            taken.append((call, [self._received_fds.popleft() for _ in range(call.fd_count)]))
+            shared.append((call, [self._received_fds.popleft() for _ in range(call.fd_count)]))
         self._drop_received(self.conversation.take_refused_fds())
         if self.conversation.fault is not None:
             # No call follows that they could be for, and earlier ones may take long.
             self._drop_received(len(self._received_fds))
-        return taken
+        return shared
 
     def _end(self, *, gone: bool) -> None:
         if gone:
@@ -323,14 +323,11 @@ class Connection:
 
     def _receive(self) -> tuple[int, int, int]:
         """Bytes and descriptors: how many, and the flags."""
-        length, ancillary, flags, _ = self.sock.recvmsg_into(_INTO, _ANCILLARY_BYTES, _READ_FLAGS)
-        if not ancillary:
+        length, control, flags, _ = self.sock.recvmsg_into(_INTO, _ANCILLARY_BYTES, _READ_FLAGS)
+        if not control:
             return length, 0, flags
-        received = array.array("i")
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                received.frombytes(content[: len(content) - len(content) % received.itemsize])
-        self._received_fds.extend(received)
+        received = taken(control)
+        self._received_fds += received
         if len(received) > FDS_MAX or self._keeper.disposal.owed(self.caller.uid) >= OWED_MAX:
             flags |= _TRUNCATED
         return length, len(received), flags
@@ -368,9 +365,3 @@ class Connection:
             if self.enrolled:
                 self._keeper.holders.dismiss(self.caller.pid)
             os.close(self.pidfd)
-
-
-def close_all(fds: Iterable[int]) -> None:
-    """Close descriptors of our own."""
-    for fd in fds:
-        os.close(fd)

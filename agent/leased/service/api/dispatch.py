@@ -38,7 +38,8 @@ from leased.terms.reply import Changed, Done, Granted, Refusal, Reply
 from leased.terms.resource import ResourceKind
 from leased.terms.teardown import TeardownStep
 from leased.wire import parameters, replies
-from leased.wire.calls import encode_error, encode_reply, to_command
+from leased.wire.answers import encode_error, encode_reply
+from leased.wire.calls import to_command
 from leased.wire.conversation import Call
 from leased.wire.portrayal import environment_of, portray_lease
 

@@ -32,7 +32,7 @@ from leased.service.holders import Holders
 from leased.terms.command import Caller
 from leased.terms.errors import LeasedError, PermissionDenied
 from leased.terms.moment import NS_PER_S
-from leased.wire.calls import encode_error
+from leased.wire.answers import encode_error
 from leased.wire.conversation import Call, Conversation
 from leased.wire.description import Service
 

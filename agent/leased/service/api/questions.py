@@ -29,7 +29,7 @@ from leased.terms.errors import CallerError, StateError
 from leased.terms.identity import CommandId
 from leased.terms.reply import Explained, Missing
 from leased.wire import objects, parameters, replies
-from leased.wire.calls import encode_reply
+from leased.wire.answers import encode_reply
 from leased.wire.conversation import Call
 
 

@@ -38,7 +38,8 @@ from leased.terms.reply import Changed, Inventoried, Listed, Refusal, RefusalRea
 from leased.terms.sample import Sample
 from leased.terms.series import SERIES
 from leased.wire import objects, parameters, replies
-from leased.wire.calls import encode_reply, to_command
+from leased.wire.answers import encode_reply
+from leased.wire.calls import to_command
 from leased.wire.conversation import Call
 from leased.wire.portrayal import portray_lease, portray_notice
 

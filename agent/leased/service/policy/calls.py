@@ -20,7 +20,8 @@ from leased.terms.policy import Policy, digest
 from leased.terms.policy_writing import document_of, lines_of
 from leased.terms.reply import Allowed
 from leased.wire import objects, parameters, replies
-from leased.wire.calls import encode_reply, to_command
+from leased.wire.answers import encode_reply
+from leased.wire.calls import to_command
 from leased.wire.conversation import Call
 from leased.wire.policy_document import encode_policy
 from leased.wire.portrayal import portray_allowance
