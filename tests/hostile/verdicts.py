@@ -43,6 +43,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "stopped": ("is stopped (SIGSTOP) and cannot handle anything", ("mem", "block")),
     "ignores_signals": ("ignores every signal that can be ignored", ("mem", "block")),
     "d_state": ("sleeps uninterruptibly in the kernel (a suspended device)", ("mem", "block")),
+    "own_server": ("waits for a file system (FUSE) that it serves itself, outside", ("mem",)),
     "fd_in_flight": ("a descriptor waits in a socket's queue", ("mem", "hugepages", "block")),
     "mapped_and_closed": ("mapped it and closed every descriptor", ("mem", "dax", "block")),
     "io_uring_file": ("registered the file with an io_uring, closed it", ("mem", "block")),

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from leased.hardware.adoption.servers import CONNECTIONS
+from leased.hardware.adoption.servers import CONNECTIONS, is_kept_by
 from tests.doubles.host import not_proven
 from tests.doubles.host_agent import NOBODY, REPOSITORY, HostAgent, exited, mem
 
@@ -71,6 +71,14 @@ def _connections() -> Iterator[None]:
         not_proven("holders who serve themselves", f"{CONNECTIONS} cannot be mounted")
     yield
     libc.umount(at)
+
+
+def test_nobody_has_anothers_connection_aborted_by_keeping_himself_waiting() -> None:
+    tenant, other, hidden = 1000, 1001, frozenset({40})
+    assert is_kept_by(50, tenant, frozenset({tenant}), frozenset())
+    assert is_kept_by(40, other, frozenset({tenant}), hidden)
+    assert not is_kept_by(51, other, frozenset({tenant}), hidden), "the host sees it"
+    assert not is_kept_by(40, 0, frozenset({0}), hidden), "root's"
 
 
 @pytest.mark.parametrize("bind", ["process", "cgroup"])

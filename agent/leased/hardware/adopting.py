@@ -30,6 +30,8 @@ Request = tuple[int, CommandId]
 """(uid, command id): what a lease is known by before there is one."""
 
 _WORKER = "adoption"
+_LOOSENER = "loosen"
+"""One for all: a tenant may have a thousand leases whose holders do not die."""
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -49,6 +51,7 @@ class Adoptions:
         self._facts = facts
         self._wanted: dict[Request, tuple[int, int]] = {}
         self._moved: dict[LeaseId, tuple[str, tuple[Process, ...]]] = {}
+        self._loosening = 0
 
     async def inspect(self, pid: int, pidfd: int) -> Owner:
         """Whose the process is. Raises DeviceError(EPERM) for a tree that must be left alone."""
@@ -98,17 +101,20 @@ class Adoptions:
 
     async def loosen(self, lease: Lease) -> tuple[str, ...]:
         """Have those who keep killed processes of the lease waiting let go; what was done."""
-        cgroup, worker = lease.subject.cgroup, f"loosen {lease.lease_id.hex()}"
+        cgroup = lease.subject.cgroup
+        self._loosening += 1
         try:
             leaf = f"{(await self._facts()).path}/{cgroup}" if cgroup else ""
             asked = Loosen(leaf, lease.pid)
             done = await self._crew.task(
-                worker, "adoption", "loosen", asked, Loosened, extra_ns=BUDGET_NS
+                _LOOSENER, "adoption", "loosen", asked, Loosened, extra_ns=BUDGET_NS
             )
         except DeviceError as error:
             return (f"who keeps its killed processes could not be looked for ({error})",)
         finally:
-            self._crew.dismiss(worker)
+            self._loosening -= 1
+            if not self._loosening:
+                self._crew.dismiss(_LOOSENER)
         return tuple(
             f"thread {tid} was killed and waited for FUSE connection {number} of uid {uid}, which"
             " did not answer: aborted"

@@ -345,6 +345,15 @@ def test_a_holder_in_d_state_is_fenced_until_the_kernel_lets_go(device: str) -> 
         fenced(one, "d_state", "kill", "mem")
 
 
+def test_who_serves_what_it_waits_for_is_let_go_of() -> None:
+    with holding("own_server") as one:
+        child = os.pidfd_open(int(one.ask()))
+        one.revoke()
+        assert is_gone(child) and is_gone(one.pid)
+        os.close(child)
+        clean(one, "own_server")
+
+
 # ---- the clock -----------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ import mmap
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from tests.doubles.intruder import Answer
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PTRACE_SEIZE, _PTRACE_INTERRUPT, _TRACE_EXIT = 0x4206, 0x4207, 0x40
 _CLONE_NEWNS, _CLONE_NEWCGROUP, _CLONE_NEWUSER = 0x20000, 0x2000000, 0x10000000
+_FUSE_LOOKUP, _FUSE_INIT = 1, 26
 DEVICE_FD = 100
 _EVERY_SIGNAL = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
 
@@ -169,13 +171,49 @@ def uninterruptible(fd: int) -> Answer:
     return lambda line: str(child)
 
 
+def serve_oneself() -> None:
+    """Before it joins: a file system of its own (FUSE), in namespaces of its own, whose server is
+    outside the leaf, answers nobody, and says when somebody waits."""
+    users, groups = f"0 {os.getuid()} 1", f"0 {os.getgid()} 1"
+    own = (("setgroups", "deny"), ("uid_map", users), ("gid_map", groups))
+    if _LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    for name, said in own:
+        Path("/proc/self", name).write_text(said)
+    server = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0".encode()
+    if _LIBC.mount(b"own", b"/mnt", b"fuse", 0, options):
+        raise OSError(ctypes.get_errno(), "mount")
+    waits, says = os.pipe()
+    os.dup2(waits, DEVICE_FD)
+    if os.fork() == 0:
+        while True:
+            _, asked, unique = struct.unpack_from("IIQ", os.read(server, 1 << 17))
+            if asked == _FUSE_INIT:
+                body = struct.pack("IIIIHHIIHH28x", 7, 31, 0, 0, 0, 0, 4096, 1, 1, 0)
+                os.write(server, struct.pack("IiQ", 16 + len(body), 0, unique) + body)
+            elif asked == _FUSE_LOOKUP:
+                os.write(says, b"x")
+    os.close(server)
+
+
+def own_server(fd: int) -> Answer:
+    """Wait for what one serves oneself, by a child that has it mapped."""
+    child = os.fork()
+    if child == 0:
+        intruder.mapped(fd)
+        os.stat("/mnt/file")
+    os.read(DEVICE_FD, 1)
+    return lambda line: str(child)
+
+
 TRICKS: dict[str, Callable[[int], Answer]] = {
     **intruder.TRICKS,
     **{
         trick.__name__: trick
         for trick in (
             stopped, ignores_signals, reopens, traced, in_flight, escapes, nests,
-            leaves, uninterruptible,
+            leaves, uninterruptible, own_server,
         )
     },
 }  # fmt: skip
@@ -189,6 +227,8 @@ def main(order: dict[str, Any]) -> None:
     where, _, name = order["trick"].rpartition(":")
     if device := order.get("device"):
         os.dup2(os.open(device, os.O_RDONLY | os.O_DIRECT), DEVICE_FD, inheritable=True)
+    if name == "own_server":
+        serve_oneself()
     things, words = socket.socketpair(), socket.socketpair()
     if where == "outside" and os.fork() == 0:
         play_outside(name, things[1], words[1])

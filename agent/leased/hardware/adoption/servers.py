@@ -5,10 +5,11 @@ A process that waits for such a server does not die until it is answered, or the
 aborted; and any user may serve one to processes of its own, mounted where nobody else sees it. So
 whoever does would say when its lease ends.
 
-Rule: a connection is aborted only if a killed thread sleeps uninterruptibly, sees it mounted or has
-the uid that it belongs to, and somebody waits for it. What root serves is the host's, as a drive
-is: it may be slow, and others use it. How much is read is bounded: a tenant may mount a hundred
-thousand file systems.
+Rule: a connection is aborted only if a killed thread sleeps uninterruptibly and somebody waits for
+the connection, which belongs to the thread's uid, or is mounted where the thread sees it and the
+host does not. What root serves is the host's, as a drive is, and what the host sees of another user
+is that user's: a tenant that keeps itself waiting must not have it ended. How much is read is
+bounded: a tenant may mount a hundred thousand file systems.
 
 Does not kill: the reaper has.
 """
@@ -54,17 +55,24 @@ def loosen(asked: Loosen, fds: Sequence[int]) -> Loosened:
     end_ns = time.monotonic_ns() + BUDGET_NS
     aborted: list[tuple[int, int, int]] = []
     known: set[str] = set()
+    hosts = frozenset(one for pid in ("self", "1") for one in _mounted(pid, known, end_ns))
     for tid in _threads(asked):
         if time.monotonic_ns() > end_ns:
             break
         uids = _uids_of_the_stuck(tid)
         if not uids:
             continue
-        seen = set(_mounted(tid, known, end_ns))
+        theirs = frozenset(_mounted(str(tid), known, end_ns)) - hosts
         for number, uid in _waited_for():
-            if (number in seen or uid in uids) and _abort(number):
+            if is_kept_by(number, uid, uids, theirs) and _abort(number):
                 aborted.append((number, uid, tid))
     return Loosened(tuple(aborted))
+
+
+def is_kept_by(number: int, uid: int, uids: frozenset[int], theirs: frozenset[int]) -> bool:
+    """Whether a connection of this uid is to blame for a thread with those uids, which sees
+    `theirs` mounted where the host sees nothing."""
+    return uid != 0 and (uid in uids or number in theirs)
 
 
 def _threads(asked: Loosen) -> Iterable[int]:
@@ -85,7 +93,7 @@ def _uids_of_the_stuck(tid: int) -> frozenset[int]:
     return frozenset(map(int, said.get("Uid", ())))
 
 
-def _mounted(tid: int, known: set[str], end_ns: int) -> Iterator[int]:
+def _mounted(tid: str, known: set[str], end_ns: int) -> Iterator[int]:
     """Which connections are mounted where the thread is, as far as there is time; once for each
     namespace of mounts."""
     try:
@@ -106,11 +114,11 @@ def _mounted(tid: int, known: set[str], end_ns: int) -> Iterator[int]:
 
 
 def _waited_for() -> Iterator[tuple[int, int]]:
-    """(number, uid) of each connection that is not root's and that somebody waits for."""
+    """(number, uid) of each connection that somebody waits for."""
     for name in listed(str(CONNECTIONS)):
         with contextlib.suppress(OSError, ValueError):
             uid = os.stat(CONNECTIONS / name).st_uid
-            if uid != 0 and int((CONNECTIONS / name / "waiting").read_bytes()) > 0:
+            if int((CONNECTIONS / name / "waiting").read_bytes()) > 0:
                 yield int(name), uid
 
 
