@@ -6,6 +6,8 @@ nobody.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,8 +77,11 @@ def parent_of(how: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The parent and its child's pid."""
     words = [sys.executable, "-S", "-c", PARENT, how]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
         try:
-            assert parent.stdout is not None
-            yield parent, int(parent.stdout.readline())
+            yield parent, pid
         finally:
+            if parent.poll() is None:  # then the number is its child's, dead or alive
+                os.kill(pid, signal.SIGKILL)
             parent.kill()
