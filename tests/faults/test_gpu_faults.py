@@ -202,7 +202,7 @@ async def test_a_debt_whose_payment_hangs_is_no_grant(machine: Machine, call: st
 
 # ---- answers that prove nothing ------------------------------------------------------------------
 
-NOT_SUPPORTED, UNKNOWN, LOST = 3, 999, 15
+INVALID_ARGUMENT, NOT_SUPPORTED, UNKNOWN, LOST = 2, 3, 999, 15
 REFUSALS = [
     ("nvmlDeviceGetComputeRunningProcesses_v3", NOT_SUPPORTED, Step.RELEASE, errno.ENOTSUP),
     ("nvmlDeviceGetMemoryInfo_v2", UNKNOWN, Step.RELEASE, errno.EIO),
@@ -224,6 +224,19 @@ async def test_an_answer_that_proves_nothing_fences(
     machine.fault(call, f"return:{code}")
     _, proof = await reclaim(devices, one)
     assert proof.unproven == one.subject.allotments and (step, number) in failures(proof)
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["nvmlDeviceGetFieldValues", "nvmlDeviceGetNumaNodeId", "nvmlDeviceGetGpuFabricInfoV"],
+)
+async def test_a_question_that_the_driver_does_not_know_is_no_fault_of_the_gpus(
+    machine: Machine, devices: Devices, call: str
+) -> None:
+    machine.fault(call, f"return:{INVALID_ARGUMENT}")
+    await start(devices)
+    assert await health_of(devices, machine, 0) is Health.OK
+    await grant(devices, gpu_lease(machine, 0))
 
 
 async def test_memory_that_cannot_be_overwritten_fences(machine: Machine, devices: Devices) -> None:
