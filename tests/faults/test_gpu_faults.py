@@ -357,6 +357,28 @@ async def test_a_lost_gpu_is_gone_and_its_lease_is_not_proven(
     assert await health_of(devices, machine, 0) is Health.OK
 
 
+async def test_a_gpu_of_whose_loss_only_an_event_tells_is_gone(
+    machine: Machine, devices: Devices
+) -> None:
+    """Asked for it anew, newer drivers say "Unknown Error", as of much else."""
+    await start(devices)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(devices.watch, lambda: None)
+        await hears(devices, machine)
+        machine.fault("nvmlDeviceGetHandleByIndex_v2", "return:999", gpu=1)
+        assert await health_of(devices, machine, 1) is Health.SICK
+        machine.lose(0, says_so=False)
+        with trio.fail_after(10):
+            while await health_of(devices, machine, 0) is not Health.GONE:
+                await trio.sleep(0.02)
+        assert await health_of(devices, machine, 1) is Health.SICK
+        machine.clear()
+        machine.find(0)
+        for gpu in (0, 1):
+            assert await health_of(devices, machine, gpu) is Health.OK
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("action", [1, 2, 4, 7])
 async def test_a_recovery_action_stops_grants_fences_and_goes_by_itself(
     machine: Machine, devices: Devices, action: int
