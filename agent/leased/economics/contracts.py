@@ -96,12 +96,21 @@ class Contract(msgspec.Struct, frozen=True):
 
 
 class Credit(msgspec.Struct, frozen=True):
-    """Something given back in a month ("2026-01"): `nano` > 0 makes the bill smaller."""
+    """Something given back for a month ("2026-01"): `nano` > 0 makes the bill smaller, of which
+    bills before have given `given_nano`."""
 
     tenant: str
     month: str
     nano: int
     reason: str
+    given_nano: int = 0
+
+    def document(self) -> dict[str, object]:
+        """As plain values; what no bill before has given anything of is told without that."""
+        fields = msgspec.structs.asdict(self)
+        if not self.given_nano:
+            del fields["given_nano"]
+        return fields
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -164,7 +173,8 @@ class Terms(msgspec.Struct, frozen=True):
         return any(one.plan or one.monthly_minimum_nano for one, _, _ in contracts)
 
     def of_tenant(self, tenant: str, month: str) -> Terms:
-        """Only what a bill of `tenant` for `month` depends on."""
+        """Only what a bill of `tenant` for `month` depends on. A credit of a month before is one
+        that is late."""
         contracts = tuple(c for c in self.contracts if c.tenant == tenant)
         named = [contract.plan for contract in contracts]
         return msgspec.structs.replace(
@@ -172,7 +182,7 @@ class Terms(msgspec.Struct, frozen=True):
             infrastructure=DEFAULT_CARD,
             plans=tuple(plan for plan in self.plans if plan.name in named),
             contracts=contracts,
-            credits=tuple(c for c in self.credits if c.tenant == tenant and c.month == month),
+            credits=tuple(c for c in self.credits if c.tenant == tenant and c.month <= month),
             time_zones=tuple(zone for zone in self.time_zones if zone[0] == tenant),
             retired_nodes=(),
         )
