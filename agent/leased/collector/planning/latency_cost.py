@@ -22,6 +22,7 @@ import msgspec
 
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Reach, to_decimals
+from leased.collector.accounts.clocks import AHEAD_NS
 from leased.collector.accounts.periods import Window, duration
 from leased.collector.fleet import Fleet
 from leased.collector.planning import capacity, queueing
@@ -91,7 +92,7 @@ def latency_cost(
     if span_ns > DAYS_KEPT * DAY_NS:
         raise InvalidParameter("period", f"at most {DAYS_KEPT}d")
     begin_ns = day_start_ns(now_ns - span_ns, now_ns)
-    day = summed(view.flow.since(begin_ns) for view in fleet.known())
+    day = summed(view.flow.between(begin_ns, now_ns + AHEAD_NS) for view in fleet.known())
     if not views or not day.ended or not day.total_ns:
         return _nothing(accounts, len(views), period)
     span_ns = max(HOUR_NS, now_ns - max(begin_ns, begun_ns(accounts)))
