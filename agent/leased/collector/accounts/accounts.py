@@ -45,6 +45,7 @@ from leased.economics.billing import Bill, Month, make_bill
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS, NodeSpan
 from leased.economics.meter import UsageKey
+from leased.economics.rates import RateCard
 from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.identity import is_tenant, parse_tenant
 from leased.terms.lease import AccountingTag
@@ -52,6 +53,7 @@ from leased.terms.lease import AccountingTag
 TOP: Final = 10
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _Answer = TypeVar("_Answer")
+_Said = list[tuple[str, int]]
 
 
 class UnknownTenant(CallerError):
@@ -224,7 +226,8 @@ class Accounts:
         which = _choice(Basis, basis, "basis")
         by = None if group_by is None else _choice(GroupBy, group_by, "group_by")
         cells = self.priced_sums(window, tags=by_tag)
-        return costs_of(cells, self.terms, window, self.reach(window), top, which, by)
+        terms = self.costed(window) if which is Basis.INFRASTRUCTURE else self.terms
+        return costs_of(cells, terms, window, self.reach(window), top, which, by)
 
     def bill(self, tenant: str, month: str) -> Bill:
         """The bill of a month: the one that was issued, or as it is by now."""
@@ -256,10 +259,13 @@ class Accounts:
         NotSettled."""
         assert self.invoices is not None, "there is a place for bills"
         made, ends = [], self.watermarks()
+        self.invoices.costs.check(self.terms)
         for tenant in self.billed(month) if tenants is None else tenants:
             made.append(self.invoices.settled(self.bill(tenant, month), ends))
         for bill in made:
             self.invoices.issue(bill, kept_hours.written(*self._hours(bill)))
+        if made:
+            self.invoices.costs.keep(self.terms, periods.month(month).to_ns)
         return made
 
     def billed(self, month: str) -> list[str]:
@@ -280,19 +286,6 @@ class Accounts:
         if why is not None and not found:
             raise why
         return found
-
-    def due(self, month: str) -> list[str]:
-        """Of whom a bill of a month is not issued yet that says something. Raises NoData."""
-        found = []
-        for tenant in self.billed(month):
-            period = self.month(month, tenant)
-            window = (period.from_ns, period.to_ns)
-            had = self.source.sums(window, tenant) or self.source.tasks(window, tenant)
-            credits = any((c.tenant, c.month) == (tenant, month) for c in self.terms.credits)
-            if had or credits or self.terms.owes(tenant, window):
-                found.append(tenant)
-        issued = self.invoices.issued if self.invoices else None
-        return [one for one in found if issued is None or issued(one, month) is None]
 
     def corrections(self, tenant: str, month: str) -> list[tuple[str, int]]:
         """What bills issued before `month` would be now, at their own prices, and were not
@@ -317,12 +310,7 @@ class Accounts:
         return self._compute(bill.tenant, period, terms_of(bill.terms), before, bill.version)
 
     def _compute(
-        self,
-        tenant: str,
-        period: Month,
-        terms: Terms,
-        corrections: list[tuple[str, int]],
-        version: int | None = None,
+        self, tenant: str, period: Month, terms: Terms, said: _Said, version: int | None = None
     ) -> Bill:
         window = (period.from_ns, period.to_ns)
         return make_bill(
@@ -333,7 +321,7 @@ class Accounts:
             terms,
             self.source.contributing(window, tenant),
             fleet_watermark_ns=self.watermark_ns(),
-            corrections=corrections,
+            corrections=said,
             version=version,
         )
 
@@ -384,7 +372,18 @@ class Accounts:
         period = self.month(month)
         window = Window(period.from_ns, period.to_ns)
         cells, reach = self.priced_sums(window, tags=True), self.reach(window)
-        return chargeback_of(cells, self.terms, period.name, window, reach, how)
+        return chargeback_of(cells, self.costed(window), period.name, window, reach, how)
+
+    def costed(self, window: Window) -> Terms:
+        """The terms, if they say of `window` what they said when its months were issued. Raises
+        ConfigError."""
+        if self.invoices is not None:
+            self.invoices.costs.check(self.terms, window.from_ns)
+        return self.terms
+
+    def infrastructure(self) -> RateCard:
+        """What capacity costs by now."""
+        return self.terms.costs_at(self.now_ns())
 
     def priced_sums(
         self, window: Window, *, tags: bool = False

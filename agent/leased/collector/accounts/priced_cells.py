@@ -36,8 +36,9 @@ def billed_cells(
 def priced_sums(
     source: Source, window: Window, terms: Terms, *, tags: bool = False
 ) -> Iterator[tuple[UsageKey, int]]:
-    """What was held in `window`, in as few cells as there are versions of the card."""
-    for part in cut(window.pair, [card.since_ns for card in terms.cards]):
+    """What was held in `window`, in as few cells as there are versions of the card, and of what
+    capacity costs."""
+    for part in cut(window.pair, [one.since_ns for one in (*terms.cards, *terms.costs)]):
         yield from source.sums(part, tags=tags).items()
 
 

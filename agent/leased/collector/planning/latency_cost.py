@@ -116,7 +116,7 @@ def latency_cost(
         places,
         _throughput(accounts, window),
         period,
-        accounts.terms.infrastructure.currency,
+        accounts.infrastructure().currency,
         accounts.reach(window),
     )
 
@@ -124,7 +124,7 @@ def latency_cost(
 def _nothing(accounts: Accounts, workers: int, period: str) -> LatencyCost:
     return LatencyCost(
         *(None, [], MODEL, Decimal(0), 0, 0, Decimal(0), workers, 0, [], period),
-        accounts.terms.infrastructure.currency,
+        accounts.infrastructure().currency,
         accounts.reach(accounts.last(period)),
         "insufficient_history",
     )
@@ -149,7 +149,7 @@ def _marginal(
     if wanted is None:
         return MarginalCost(target_ms, None, None, False)
     more = max(0, -(-(wanted - servers) // places))
-    decimals = accounts.terms.infrastructure.decimals
+    decimals = accounts.infrastructure().decimals
     cost = to_decimals(price * more * MONTH_H, decimals)
     return MarginalCost(target_ms, cost, more, True)
 
@@ -183,7 +183,7 @@ def _throughput(accounts: Accounts, window: Window) -> list[Throughput]:
             decile = min(DECILES - 1, held.get(hour, 0) * DECILES // amount)
             hours.setdefault(decile, []).append(hour)
     return [
-        _decile(decile, found, tasks, cost, accounts.terms.infrastructure.decimals)
+        _decile(decile, found, tasks, cost, accounts.infrastructure().decimals)
         for decile, found in sorted(hours.items())
     ]
 
