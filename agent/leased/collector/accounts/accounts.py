@@ -121,9 +121,8 @@ class Accounts:
 
     def watermark_ns(self) -> int:
         """The oldest last record of all nodes that are not retired: what ends before is settled.
-        Where nobody is waited for, all that is over is."""
-        waited = self.watermarks().values()
-        return min(waited) if waited else max(self.newest_ns(), self._clock_ns or 0)
+        Where nobody is waited for, all that is over is; what is not over never is."""
+        return min([*self.watermarks().values(), max(self.now_ns(), self._clock_ns or 0)])
 
     def reach(self, window: Window) -> Reach:
         """How far the records reach for an answer about `window`."""
