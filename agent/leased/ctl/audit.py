@@ -190,7 +190,8 @@ def _tell_facts(
         console.document(document)
         return
     grade = verdict if unproven is None else "what is here holds"
-    console.say(f"{grade}: {verified.count} records in {len(facts.segments)} segments hold")
+    segments = render.counted(len(facts.segments), "segment")
+    console.say(f"{grade}: {verified.count} records in {segments} hold")
     pairs = [
         ("log", f"{document['log_id']} ({facts.identity.origin})"),
         ("head", f"{verified.head.size}:{document['head']}"),

@@ -279,7 +279,7 @@ def webhooks(options: argparse.Namespace, console: Console, link: Link) -> int:
             *(one["id"], one["url"], ", ".join(one["events"])),
             "everybody" if one["tenants"] is None else ", ".join(one["tenants"]),
             *(str(one["pending"]), str(one["dead"])),
-            one["disabled_because"] or "on",
+            "on" if one["disabled_because"] is None else f"off, {one['disabled_because']}",
         )
         for one in told["webhooks"]
     ]

@@ -190,9 +190,9 @@ def plain(text: str) -> str:
 
 
 def relative(left_ns: int) -> str:
-    """How far away: "in 42 s", "3 min ago", "now"."""
+    """How far away: "in 42 s", "3 min ago", "now", "just now"."""
     if abs(left_ns) < NS_PER_S:
-        return "now"
+        return "now" if left_ns >= 0 else "just now"
     text = length(abs(left_ns))
     return f"in {text}" if left_ns > 0 else f"{text} ago"
 

@@ -216,7 +216,7 @@ def _excess(one: objects.Allowance, console: Console) -> str:
     if one.until_boottime_ns is not None:
         text += f"; borne until {console.until(one.until_boottime_ns)}"
     if one.leaving:
-        text += f", then {one.leaving} lease{'' if one.leaving == 1 else 's'} told to leave"
+        text += f", then {render.counted(one.leaving, 'lease')} told to leave"
     return text
 
 

@@ -219,7 +219,8 @@ async def health(options: argparse.Namespace, console: Console, session: Session
     rows = [_health(seen, one) for one in told.resources]
     if options.json:
         keys = ("resource_id", "health", "temperature", "errors", "why")
-        console.document({"devices": [dict(zip(keys, row, strict=True)) for row in rows]})
+        told_as = [[None if cell == "-" else cell for cell in row] for row in rows]
+        console.document({"devices": [dict(zip(keys, row, strict=True)) for row in told_as]})
     else:
         for line in render.table(HEALTH_HEADINGS, rows):
             console.say(line)
