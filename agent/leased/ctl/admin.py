@@ -105,8 +105,7 @@ async def status(options: argparse.Namespace, console: Console, session: Session
         ("connections", str(told.connections)),
         ("leases", held),
     ]
-    for line in render.fields(pairs):
-        console.say(line)
+    console.say(*render.fields(pairs))
     return 0 if ready else EX_UNAVAILABLE
 
 
@@ -180,11 +179,7 @@ async def _show_use(
 ) -> int:
     """Read back what a resource is like now."""
     now = [one for one in (await session.devices()).resources if one.resource_id == resource_id]
-    if options.json:
-        console.document({"resources": render.plain(now)})
-    else:
-        for line in render.resource_table(now):
-            console.say(line)
+    console.answer(options.json, {"resources": render.plain(now)}, *render.resource_table(now))
     return 0
 
 

@@ -393,5 +393,4 @@ def _held(resources: Mapping[str, Any]) -> str:
 
 
 def _table(console: Console, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    for line in render.table(names, rows):
-        console.say(line)
+    console.say(*render.table(names, rows))

@@ -71,9 +71,17 @@ class Console:
         """Whether an answer can be drawn anew over itself."""
         return _redraws(self.out)
 
-    def say(self, text: str = "") -> None:
-        """A line of the answer."""
-        self.out.write(plain(text) + "\n")
+    def say(self, *lines: str) -> None:
+        """Lines of the answer."""
+        for text in lines:
+            self.out.write(plain(text) + "\n")
+
+    def answer(self, as_json: bool, content: Mapping[str, Any], *lines: str) -> None:
+        """The answer, as one JSON document or in words."""
+        if as_json:
+            self.document(content)
+        else:
+            self.say(*lines)
 
     def note(self, text: str) -> None:
         """A line beside the answer."""

@@ -69,8 +69,7 @@ def doctor(options: argparse.Namespace, console: Console) -> int:
         )
     else:
         rows = [(_MARKS[one.grade], one.topic, one.text) for one in found]
-        for line in table(("", "CHECK", "FOUND"), rows):
-            console.say(line)
+        console.say(*table(("", "CHECK", "FOUND"), rows))
         for one in found:
             if one.advice:
                 console.say(f"{_MARKS[one.grade]} {one.topic}: {one.advice}")

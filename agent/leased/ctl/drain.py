@@ -159,8 +159,7 @@ async def _see_through(
         console.note(f"{one.resource_id} is fenced: see `leasectl devices`")
     if left:
         console.say(f"{_named(scope)} is not empty:")
-        for line in render.lease_table(left, console):
-            console.say(line)
+        console.say(*render.lease_table(left, console))
     else:
         console.say(f"{_named(scope)} is empty: nothing of it is leased or being cleaned")
     if upgrade and not left:
@@ -172,8 +171,7 @@ def _tell_of_driver(scope: str, holders: Sequence[objects.Holder], console: Cons
     kind = scope.rstrip(":")
     if holders:
         console.say("the driver is still held:")
-        for line in render.holder_table(holders):
-            console.say(line)
+        console.say(*render.holder_table(holders))
         return
     console.say(f"nobody has the {kind} driver: the agent has closed its own, and no process has")
     console.say(f"any of its nodes open or mapped. When it is replaced: leasectl resume {kind}")
@@ -225,10 +223,7 @@ async def resume(options: argparse.Namespace, console: Console, session: Session
     asked = parameters.Resume(command_id=session.command_id(), resource_id=scope or None)
     await await_answer(session)
     await session.ask(asked, replies.EmptyReply, timeout_s=60)
-    if options.json:
-        console.document({"resource_id": scope})
-    else:
-        console.say(f"grants on {_named(scope)} resumed")
+    console.answer(options.json, {"resource_id": scope}, f"grants on {_named(scope)} resumed")
     return 0
 
 
