@@ -55,7 +55,7 @@ class Crew:
                 raise DeviceError("worker_answer", errno.ETIMEDOUT)
             steps = (StepReport(TeardownStep.SCRUB, 0, 1, 2),)
             released = calls.Released(f"{argument.identity}.0", GIB, steps)
-            return released if verb == "release" else calls.Witnessed(steps)
+            return released if verb == "release" else calls.Steps(steps)
         assert verb == "ready" and not argument.clean
         del self.ranges[argument.identity]
         self.recreating.set()
