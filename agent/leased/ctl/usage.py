@@ -143,6 +143,9 @@ class Books:
 
 def usage(options: argparse.Namespace, console: Console) -> int:
     """Print usage."""
+    if options.resources and (options.by != "total" or options.tenant is not None):
+        why = "by resource it is everybody's, in all: leave --by and --tenant away"
+        raise InvalidParameter("resources", why)
     books = Books(options, console)
     sums = measure(books.intervals, books.ledger.timeline, BUCKETS[options.by], books.window)
     if options.resources:

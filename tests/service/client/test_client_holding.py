@@ -318,6 +318,25 @@ async def test_what_was_granted_to_who_gave_up_is_given_back(
     assert trio.current_time() in (3, 10)
 
 
+async def test_what_is_being_made_ready_is_waited_for(session: Session, agent: SmallAgent) -> None:
+    """Much memory takes longer than one call may; who says so is no agent that hangs."""
+    agent.keep_reply.append(parameters.Acquire)
+
+    async def prepare() -> None:
+        await trio.sleep(1)
+        agent.leases[the_lease(agent).lease_id] = msgspec.structs.replace(
+            the_lease(agent), state=LeaseState.GRANTED
+        )
+        await trio.sleep(24)
+        agent.keep_reply.clear()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(prepare)
+        async with acquire(session, mem=4096, ttl=3600) as held:
+            assert trio.current_time() == 30 and len(held.mem()) == 4096
+    assert len(agent.calls(parameters.Acquire)) == 4
+
+
 async def test_who_gives_up_does_not_wait_for_an_agent_that_hangs(
     session: Session, agent: SmallAgent
 ) -> None:
@@ -391,7 +410,6 @@ async def test_what_is_asked_for_arrives(session: Session, agent: SmallAgent) ->
         pass
     assert agent.calls(parameters.Acquire)[0].call.parameters == parameters.Acquire(
         [objects.Ask("mem", 4096)],
-        "ab" * 16,
         5 * S // 2,
         "scavenger",
         30 * S,
@@ -399,4 +417,5 @@ async def test_what_is_asked_for_arrives(session: Session, agent: SmallAgent) ->
         "w",
         tag,
         "cgroup",
+        command_id="ab" * 16,
     )
