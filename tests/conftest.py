@@ -14,9 +14,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from inspect import iscoroutinefunction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -37,6 +38,19 @@ def pytest_configure(config: pytest.Config) -> None:
     stale = built and max(path.stat().st_mtime for path in sources) > min(built)
     if stale and shutil.which("cc"):
         subprocess.run([sys.executable, str(TOP / "native/build_native.py")], check=True)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """`autojump`, of a module or a test, is pytest-trio's fixture without the argument."""
+    if item.get_closest_marker("autojump") and iscoroutinefunction(getattr(item, "obj", None)):
+        item.add_marker(pytest.mark.trio(run=_run_autojumping), append=False)
+
+
+def _run_autojumping(main: Callable[..., Any], **how: Any) -> None:
+    from trio import run
+    from trio.testing import MockClock
+
+    run(main, **{**how, "clock": MockClock(autojump_threshold=0)})
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,6 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 PATIENCE_S = 30.0
@@ -88,12 +87,7 @@ class Browser:
         self.ask("Emulation.setEmulatedMedia", features=features)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self._ask("Browser.close")
             self._process.wait(PATIENCE_S)

@@ -20,7 +20,6 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from leased.chain.certificate import Role
@@ -102,12 +101,7 @@ class CollectorServer:
         self.process.stderr.close()
         raise AssertionError(f"it ended ({self.process.returncode}) and said {self.said}")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self.stop()
         finally:

@@ -18,7 +18,6 @@ import select
 import shutil
 import threading
 from pathlib import Path
-from types import TracebackType
 
 from tests.doubles.sysfs_trees import dax, write
 
@@ -57,12 +56,7 @@ class DaxBus:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._stopped)
         self._thread.join(10)
         for fd in (*self._pipes, self._stop):

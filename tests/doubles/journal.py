@@ -14,6 +14,7 @@ import trio
 
 from leased.chain.head import GENESIS, Head
 from leased.durable.files import Disk
+from leased.durable.writer import Writes
 from leased.terms.errors import InvariantError, StateError
 from leased.terms.moment import Moment
 
@@ -82,28 +83,15 @@ class DiskCommitter:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
 
-    async def write(
-        self, segment: int, data: bytes, offset: int, anchor: int, block: bytes, block_offset: int
-    ) -> None:
+    async def write(self, asked: Writes) -> None:
         await trio.lowlevel.checkpoint()
-        self._disk.write(segment, data, offset)
-        self._disk.sync(segment)
-        self._disk.write(anchor, block, block_offset)
-        self._disk.sync(anchor)
+        self.write_at_once(asked)
 
-    def write_at_once(
-        self,
-        segment: int,
-        data: bytes,
-        offset: int,
-        anchor: int,
-        block: bytes,
-        block_offset: int,
-    ) -> bool:
-        self._disk.write(segment, data, offset)
-        self._disk.sync(segment)
-        self._disk.write(anchor, block, block_offset)
-        self._disk.sync(anchor)
+    def write_at_once(self, asked: Writes) -> bool:
+        self._disk.write(asked.segment, asked.data, asked.offset)
+        self._disk.sync(asked.segment)
+        self._disk.write(asked.anchor, asked.block, asked.block_offset)
+        self._disk.sync(asked.anchor)
         return True
 
     def close(self) -> None:

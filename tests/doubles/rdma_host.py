@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from leased.hardware.rdma.nldev import Nldev, Row
+from leased.hardware.rdma.nldev import Nldev, Object
 from leased.terms.errors import DeviceError
 from tests.doubles.host import not_proven
 from tests.vm.guest.remote_peer import RemotePeer
@@ -42,7 +42,7 @@ class SoftDevice:
         self.guid = (directory / "node_guid").read_text().strip().replace(":", "")
         self._peers: list[RemotePeer] = []
 
-    def objects(self) -> list[Row]:
+    def objects(self) -> list[Object]:
         """Everything on it, by the kernel's list."""
         with Nldev() as nldev:
             [found] = [link for link in nldev.links() if link.name == self.name]

@@ -22,7 +22,6 @@ import time
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
@@ -95,12 +94,7 @@ class ReaperHost:
         self._exits.callback(self.kill)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._exits.close()
 
     # -- the reaper -------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pathlib import Path
 import trio
 
 from leased.durable.filesystem import Filesystem
+from leased.durable.writer import Writes
 from leased.terms.moment import NS_PER_MS
 from tests.sim.faults import AgentDied, CommitStep, Faults
 
@@ -166,9 +167,7 @@ class SimCommitter:
         self._busy = False
         self.dead = False
 
-    async def write(
-        self, segment: int, data: bytes, offset: int, anchor: int, block: bytes, block_offset: int
-    ) -> None:
+    async def write(self, asked: Writes) -> None:
         """Write data and sync, then block and sync, and die on the way if that is drawn."""
         assert not self._busy, "two commits at once"
         if self.dead:
@@ -182,59 +181,43 @@ class SimCommitter:
         if self.dead:
             # Killed from outside while it was at it.
             step = self._faults.dying_step()
-        self._carry_out(step, segment, data, offset, anchor, block, block_offset)
+        self._carry_out(step, asked)
         self._busy = False
 
-    def write_at_once(
-        self,
-        segment: int,
-        data: bytes,
-        offset: int,
-        anchor: int,
-        block: bytes,
-        block_offset: int,
-    ) -> bool:
+    def write_at_once(self, asked: Writes) -> bool:
         """The same on the spot, if it is drawn that the disk is quick."""
         assert not self._busy, "two commits at once"
         if self.dead or self._faults.strikes("no commit on the spot", 500):
             return False
         step = self._faults.commit_step()
-        self._carry_out(step, segment, data, offset, anchor, block, block_offset)
+        self._carry_out(step, asked)
         return True
 
     def close(self) -> None:
         self.dead = True
 
-    def _carry_out(
-        self,
-        step: CommitStep | None,
-        segment: int,
-        data: bytes,
-        offset: int,
-        anchor: int,
-        block: bytes,
-        block_offset: int,
-    ) -> None:
+    def _carry_out(self, step: CommitStep | None, asked: Writes) -> None:
         disk, faults = self._disk, self._faults
         if step is CommitStep.BEFORE_APPEND:
             self._die(step)
         if step is CommitStep.TORN_APPEND:
-            disk.write(segment, data[: faults.pick(len(data))], offset)
+            disk.write(asked.segment, asked.data[: faults.pick(len(asked.data))], asked.offset)
             self._die(step)
-        disk.write(segment, data, offset)
+        disk.write(asked.segment, asked.data, asked.offset)
         if step is CommitStep.APPENDED:
             self._die(step)
         if step is CommitStep.SYNC_FAILED:
             self.dead = True
             raise OSError(errno.EIO, "fdatasync")
-        disk.sync(segment)
+        disk.sync(asked.segment)
         if step is CommitStep.SYNCED:
             self._die(step)
         if step is CommitStep.TORN_ANCHOR:
-            disk.write(anchor, block[: faults.pick(len(block))], block_offset)
+            torn = asked.block[: faults.pick(len(asked.block))]
+            disk.write(asked.anchor, torn, asked.block_offset)
             self._die(step)
-        disk.write(anchor, block, block_offset)
-        disk.sync(anchor)
+        disk.write(asked.anchor, asked.block, asked.block_offset)
+        disk.sync(asked.anchor)
         if step is CommitStep.ANCHORED:
             self._die(step)
 

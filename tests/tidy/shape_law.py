@@ -176,7 +176,7 @@ def sleep_law(module: Module) -> Iterator[Finding]:
     virtual = (
         module.path.startswith("tests/sim/")
         or "MockClock" in module.text
-        or "autojump_clock" in module.text
+        or "autojump" in module.text
         or "tests/doubles/" in module.path
     )
     looped = {

@@ -11,7 +11,7 @@ Does not keep the lease alive meanwhile (`holding`).
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
@@ -84,26 +84,40 @@ async def request(
     session: Session, asked: parameters.Acquire, patience_s: float
 ) -> tuple[replies.AcquireReply, list[int]]:
     """Ask for a lease; the descriptors are the caller's. What was granted when we gave up, and
-    nobody was told of, is given back."""
-    try:
-        return await session.ask_with_fds(
-            asked, replies.AcquireReply, timeout_s=patience_s, prove=True
-        )
-    except GIVEN_UP:
-        with trio.CancelScope(shield=True), trio.move_on_after(TAKE_BACK_TIMEOUT_S):
-            await _take_back(session, asked.command_id)
-        raise
+    nobody was told of, is given back. What is being made ready (much memory is touched, a namespace
+    erased) is waited for as long as an agent that answers says so: its deadline ends that."""
+    while True:
+        try:
+            return await session.ask_with_fds(
+                asked, replies.AcquireReply, timeout_s=patience_s, prove=True
+            )
+        except GIVEN_UP as why:
+            with trio.CancelScope(shield=True):
+                made = await _made(session, asked)
+                prepared = any(lease.runtime.state == "granted" for lease in made)
+                if not (prepared and isinstance(why, CallTimeout)):
+                    for lease in made:
+                        await _take_back(session, lease)
+                    raise
+        patience_s = session.timeout_s
 
 
-async def _take_back(session: Session, command_id: str | None) -> None:
-    """The connection has ended with our wait, and with it a request that nobody has looked at yet:
-    what is there now is all that there will be."""
-    try:
-        for lease in (await session.leases()).leases:
-            if lease.context.command_id == command_id and lease.runtime.ended is None:
-                await session.release(lease.lease_id)
-    except LeasedError:
-        pass  # Its deadline ends it, or the end of what it is bound to.
+async def _made(session: Session, asked: parameters.Acquire) -> list[objects.Lease]:
+    """What there is of the request. Its connection has ended with our wait, and with it a request
+    that nobody has looked at yet: it is all that there will be."""
+    with suppress(LeasedError), trio.move_on_after(TAKE_BACK_TIMEOUT_S):
+        return [
+            lease
+            for lease in (await session.leases()).leases
+            if lease.context.command_id == asked.command_id and lease.runtime.ended is None
+        ]
+    return []
+
+
+async def _take_back(session: Session, lease: objects.Lease) -> None:
+    """If the agent does not answer, its deadline ends it, or the end of what it is bound to."""
+    with suppress(LeasedError), trio.move_on_after(TAKE_BACK_TIMEOUT_S):
+        await session.release(lease.lease_id)
 
 
 @asynccontextmanager

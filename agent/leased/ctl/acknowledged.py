@@ -89,8 +89,7 @@ def acknowledged(options: argparse.Namespace, console: Console) -> int:
         shown = f"the first {one.acknowledged} records" if one.acknowledged else "nothing"
         pairs.append((one.name, shown))
     pairs.append(("pruning", _waits(told)))
-    for line in render.fields(pairs):
-        console.say(line)
+    console.say(*render.fields(pairs))
     return 0
 
 

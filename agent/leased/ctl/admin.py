@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators' verbs: admin status, revoke, drain, resume, fence, unfence, set-policy,
-rotate-key, reload.
+"""Operators' verbs: admin status, revoke, fence, unfence, rotate-key, reload.
 
 Rule: they go through the admin socket and nowhere else; each prints what the agent says came of it,
 and whom it touched.
+
+Does not drain (`drain`) and puts no policy in force (`policy`).
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from leased.client import Session
-from leased.ctl import render
+from leased.ctl import drain, render
 from leased.ctl.agent import find_lease, online
 from leased.ctl.asks import parse_bandwidth, parse_duration, parse_size
 from leased.ctl.console import Console
 from leased.ctl.devices import find_resource
 from leased.ctl.usage_text import Verbs, verb
-from leased.durable.reading import read_text
-from leased.terms.errors import EX_NOINPUT, EX_UNAVAILABLE, InvalidParameter
+from leased.terms.errors import EX_UNAVAILABLE, InvalidParameter
 from leased.terms.quantity import MILLI
 from leased.wire import parameters, portrayal, replies
 
@@ -37,16 +36,8 @@ def register(verbs: Verbs) -> None:
     one = verb(below, "status", "how the agent is", "leasectl admin status")
     one.set_defaults(act=online(status, admin=True))
     _register_leases(below)
+    drain.register_admin(below)
     _register_resources(below)
-    one = verb(
-        below,
-        "set-policy",
-        "put a policy document in force",
-        "leasectl admin set-policy policy.json",
-    )
-    one.add_argument("file", type=Path, help="the JSON document")
-    one.add_argument("--rate-hash", metavar="HEX", help="of the rate card that it goes with")
-    one.set_defaults(act=online(set_policy, admin=True))
     one = verb(
         below,
         "rotate-key",
@@ -67,18 +58,6 @@ def _register_leases(below: Verbs) -> None:
 
 
 def _register_resources(below: Verbs) -> None:
-    one = verb(
-        below,
-        "drain",
-        "grant no more, and notify the holders",
-        "leasectl admin drain mem:node1:4096 --grace 60s",
-    )
-    one.add_argument("resource", nargs="?", help="a resource (default: the whole host)")
-    one.add_argument("--grace", metavar="TIME", help="notice (default: leases run to their end)")
-    one.set_defaults(act=online(drain, admin=True))
-    one = verb(below, "resume", "undo a drain", "leasectl admin resume mem:node1:4096")
-    one.add_argument("resource", nargs="?", help="a resource (default: the whole host)")
-    one.set_defaults(act=online(resume, admin=True))
     one = verb(
         below,
         "fence",
@@ -116,8 +95,7 @@ async def status(options: argparse.Namespace, console: Console, session: Session
         ("connections", str(told.connections)),
         ("leases", held),
     ]
-    for line in render.fields(pairs):
-        console.say(line)
+    console.say(*render.fields(pairs))
     return 0 if ready else EX_UNAVAILABLE
 
 
@@ -137,37 +115,6 @@ async def revoke(options: argparse.Namespace, console: Console, session: Session
     else:
         until = render.when(lease, console)
         console.say(f"{render.short(lease_id)} {lease.runtime.state}: {until}")
-    return 0
-
-
-async def drain(options: argparse.Namespace, console: Console, session: Session) -> int:
-    """Stop grants and notify."""
-    resource_id = await _resource(session, options.resource)
-    grace_ns = None if options.grace is None else parse_duration(options.grace)
-    asked = parameters.Drain(
-        command_id=session.command_id(), resource_id=resource_id, grace_ns=grace_ns
-    )
-    drained = await session.ask(asked, replies.DrainReply)
-    if options.json:
-        console.document({"resource_id": resource_id, "affected": drained.affected})
-        return 0
-    told = len(drained.affected)
-    where = resource_id or "this host"
-    console.say(f"no more grants on {where}; {told} lease{'' if told == 1 else 's'} told to leave")
-    for lease_id in drained.affected:
-        console.say(lease_id)
-    return 0
-
-
-async def resume(options: argparse.Namespace, console: Console, session: Session) -> int:
-    """Undo a drain."""
-    resource_id = await _resource(session, options.resource)
-    asked = parameters.Resume(command_id=session.command_id(), resource_id=resource_id)
-    await session.ask(asked, replies.EmptyReply)
-    if options.json:
-        console.document({"resource_id": resource_id})
-    else:
-        console.say(f"grants on {resource_id or 'this host'} resumed")
     return 0
 
 
@@ -209,29 +156,7 @@ async def _show_use(
 ) -> int:
     """Read back what a resource is like now."""
     now = [one for one in (await session.devices()).resources if one.resource_id == resource_id]
-    if options.json:
-        console.document({"resources": render.plain(now)})
-    else:
-        for line in render.resource_table(now):
-            console.say(line)
-    return 0
-
-
-async def set_policy(options: argparse.Namespace, console: Console, session: Session) -> int:
-    """Put a policy in force."""
-    try:
-        document = read_text(options.file, pipe=True)
-    except OSError as error:
-        console.note(f"{options.file}: {error.strerror}")
-        return EX_NOINPUT
-    asked = parameters.SetPolicy(
-        command_id=session.command_id(), document=document, rate_hash=options.rate_hash
-    )
-    told = await session.ask(asked, replies.SetPolicyReply)
-    if options.json:
-        console.document({"policy_hash": told.policy_hash})
-    else:
-        console.say(f"policy {told.policy_hash} is in force")
+    console.answer(options.json, {"resources": render.plain(now)}, *render.resource_table(now))
     return 0
 
 
@@ -255,10 +180,6 @@ async def reload(options: argparse.Namespace, console: Console, session: Session
     else:
         console.say(f"configuration read again; policy generation {told.policy_generation}")
     return 0
-
-
-async def _resource(session: Session, text: str | None) -> str | None:
-    return None if text is None else await find_resource(session, text)
 
 
 def parse_capacity(kind: str, text: str) -> int:

@@ -52,16 +52,14 @@ def _csv(told: Mapping[str, Any]) -> str:
 
 def _tell(told: Mapping[str, Any], console: Console) -> None:
     """Single values first, then every table."""
-    for line in _lines(told, ""):
-        console.say(line)
+    console.say(*_lines(told, ""))
     for name, value in told.items():
         if _is_table(value):
             console.say("")
             console.say(_title(name))
             heading = tuple(key.upper().replace("_", " ") for key in value[0])
             rows = [tuple(_text(cell) for cell in row.values()) for row in value]
-            for line in render.table(heading, rows):
-                console.say(line)
+            console.say(*render.table(heading, rows))
 
 
 def _lines(told: Mapping[str, Any], above: str) -> Iterable[str]:

@@ -190,7 +190,8 @@ def _tell_facts(
         console.document(document)
         return
     grade = verdict if unproven is None else "what is here holds"
-    console.say(f"{grade}: {verified.count} records in {len(facts.segments)} segments hold")
+    segments = render.counted(len(facts.segments), "segment")
+    console.say(f"{grade}: {verified.count} records in {segments} hold")
     pairs = [
         ("log", f"{document['log_id']} ({facts.identity.origin})"),
         ("head", f"{verified.head.size}:{document['head']}"),
@@ -216,8 +217,7 @@ def _tell_facts(
         pairs.append(("unknown", f"{verified.unknown} records of kinds that this release lacks"))
     if verified.crc_damaged:
         pairs.append(("damaged", f"{verified.crc_damaged} checksums, whose records still hold"))
-    for line in render.fields(pairs):
-        console.say(line)
+    console.say(*render.fields(pairs))
 
 
 def _vouched(facts: LogFacts, standing: Standing | None) -> list[tuple[str, str]]:
@@ -267,7 +267,4 @@ async def _head_online(options: argparse.Namespace, console: Console, session: S
 
 
 def _tell_head(options: argparse.Namespace, console: Console, found: dict[str, Any]) -> None:
-    if options.json:
-        console.document(found)
-    else:
-        console.say(f"{found['next_sequence']}:{found['head']}")
+    console.answer(options.json, found, f"{found['next_sequence']}:{found['head']}")

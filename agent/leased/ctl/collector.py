@@ -39,6 +39,8 @@ SOUND: Final = ("OK", "BEHIND", "STALE")
 
 TAGS: Final = ("cost_center", "project", "request_class", "budget_group")
 LIST_MAX: Final = 1_000_000
+_UNITS: Final = {"mem": "GiB", "block": "GiB", "net": "Gbit/s"}
+"""What the API counts a kind in."""
 
 Show = Callable[[argparse.Namespace, Console, Link], int]
 
@@ -386,9 +388,9 @@ def _held(resources: Mapping[str, Any]) -> str:
     found: Counter[str] = Counter()
     for name, amount in resources.items():
         found[name.partition(":")[0]] += amount
-    return ", ".join(f"{kind} {amount}" for kind, amount in found.items()) or "-"
+    held = (f"{kind} {amount:.10g}{_UNITS.get(kind, '')}" for kind, amount in found.items())
+    return ", ".join(held) or "-"
 
 
 def _table(console: Console, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    for line in render.table(names, rows):
-        console.say(line)
+    console.say(*render.table(names, rows))

@@ -117,8 +117,7 @@ def quota_list(options: argparse.Namespace, console: Console, link: Link) -> int
         (one["tenant"], one["policy"]["mode"], _limits(one["quotas"]), str(one["revision"]))
         for one in told["quotas"]
     ]
-    for line in render.table(("TENANT", "MODE", "LIMITS", "REVISION"), rows):
-        console.say(line)
+    console.say(*render.table(("TENANT", "MODE", "LIMITS", "REVISION"), rows))
     return 0
 
 
@@ -135,8 +134,7 @@ def quota_show(options: argparse.Namespace, console: Console, link: Link) -> int
         figures = (one["limit"], one["used"], one["available"], one["fleet_used"])
         told = ("-" if figure is None else str(figure) for figure in figures)
         rows.append((name, *told, quota["sources"].get(name, "-")))
-    for line in render.table(("NAME", "LIMIT", "USED", "AVAILABLE", "OF FLEET", "BY"), rows):
-        console.say(line)
+    console.say(*render.table(("NAME", "LIMIT", "USED", "AVAILABLE", "OF FLEET", "BY"), rows))
     for one in quota["overrides"]:
         limits = _limits(one["quotas"])
         console.say(f"until {one['expires_at']}: {limits} ({one['reason']}; {one['actor']})")
@@ -182,8 +180,7 @@ def schedules(options: argparse.Namespace, console: Console, link: Link) -> int:
         for one in told["scheduled"]
     ]
     names = ("ID", "TENANT", "CRON", "ZONE", "FOR", "LIMITS", "OPEN UNTIL", "NEXT")
-    for line in render.table(names, rows):
-        console.say(line)
+    console.say(*render.table(names, rows))
     return 0
 
 
@@ -198,10 +195,9 @@ def schedule(options: argparse.Namespace, console: Console, link: Link) -> int:
         "reason": options.reason,
     }
     told = link.send("POST", f"{QUOTAS}/scheduled", body)
-    if options.json:
-        console.document(told)
-    else:
-        console.say(f"{told['id']}: next {told['next_start']} to {told['next_end']}")
+    console.answer(
+        options.json, told, f"{told['id']}: next {told['next_start']} to {told['next_end']}"
+    )
     return 0
 
 
@@ -225,8 +221,7 @@ def changes(options: argparse.Namespace, console: Console, link: Link) -> int:
         )
         for one in told["changes"]
     ]
-    for line in render.table(("NUMBER", "AT", "WHAT", "TENANT", "BY", "WHY"), rows):
-        console.say(line)
+    console.say(*render.table(("NUMBER", "AT", "WHAT", "TENANT", "BY", "WHY"), rows))
     return 0
 
 
@@ -279,12 +274,11 @@ def webhooks(options: argparse.Namespace, console: Console, link: Link) -> int:
             *(one["id"], one["url"], ", ".join(one["events"])),
             "everybody" if one["tenants"] is None else ", ".join(one["tenants"]),
             *(str(one["pending"]), str(one["dead"])),
-            one["disabled_because"] or "on",
+            "on" if one["disabled_because"] is None else f"off, {one['disabled_because']}",
         )
         for one in told["webhooks"]
     ]
-    for line in render.table(("ID", "URL", "EVENTS", "OF", "WAITING", "DEAD", "STATE"), rows):
-        console.say(line)
+    console.say(*render.table(("ID", "URL", "EVENTS", "OF", "WAITING", "DEAD", "STATE"), rows))
     return 0
 
 
@@ -303,8 +297,7 @@ def deliveries(options: argparse.Namespace, console: Console, link: Link) -> int
         )
         for one in told["deliveries"]
     ]
-    for line in render.table(("MESSAGE", "KIND", "HAPPENED", "STATE", "ATTEMPTS", ""), rows):
-        console.say(line)
+    console.say(*render.table(("MESSAGE", "KIND", "HAPPENED", "STATE", "ATTEMPTS", ""), rows))
     return 0
 
 

@@ -2,18 +2,23 @@
 """The verb completion of both programs: scripts for bash, zsh and fish, made from their verbs.
 
 Rule: what is completed is what the parser accepts, because both come from the same tree (tests
-press Tab in each shell). Lease ids are asked of the agent, quickly and quietly.
+press Tab in each shell). Lease ids are asked of the agent, quickly and quietly, and so are
+the names of resources.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 
 LEASE_IDS = "leasectl --timeout 1 ls 2>/dev/null | sed -n '2,$s/ .*//p'"
+RESOURCE_IDS = "leasectl --timeout 1 devices 2>/dev/null | sed -n 's/^\\([a-z]*:[^ ]*\\) .*/\\1/p'"
+ASKED: Final = {"lease": LEASE_IDS, "what": LEASE_IDS, "resource": RESOURCE_IDS}
+"""What an agent is asked for a verb's argument."""
 
 
 class Node:
@@ -26,7 +31,7 @@ class Node:
         self.summary = summary
         self.verbs: dict[str, Node] = {}
         self.options: list[argparse.Action] = []
-        self.leases = False
+        self.asked = ""
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
                 helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
@@ -34,8 +39,8 @@ class Node:
                     self.verbs[name] = Node((*path, name), below, helps.get(name, ""))
             elif action.option_strings:
                 self.options.append(action)
-            elif action.dest in ("lease", "what"):
-                self.leases = True
+            else:
+                self.asked = ASKED.get(action.dest, self.asked)
 
     @property
     def program(self) -> str:
@@ -95,7 +100,7 @@ def _bash(tree: Node) -> str:
         f"# bash completion for {tree.program}; made by `{tree.program} completion bash`",
         f"{tree.function}() {{",
         '    local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}"',
-        f'    local path="{tree.program}" words="" leases="" index part',
+        f'    local path="{tree.program}" words="" asked="" index part',
         "    COMPREPLY=()",
         "    for ((index = 1; index < COMP_CWORD; index++)); do",
         '        part="${COMP_WORDS[index]}"',
@@ -118,14 +123,12 @@ def _bash(tree: Node) -> str:
                 lines.append(f'        {keys}) COMPREPLY=($(compgen -f -- "$word")); return ;;')
     lines += ["    esac", '    if [[ -z $words ]]; then case "$path" in']
     for node in tree.walk():
-        leases = " leases=1" if node.leases else ""
-        lines.append(
-            f'        "{" ".join(node.path)}") words="{" ".join(node.words())}"{leases} ;;'
-        )
+        asked = f'; [[ $word == -* ]] || asked="$({node.asked})"' if node.asked else ""
+        path = " ".join(node.path)
+        lines.append(f'        "{path}") words="{" ".join(node.words())}"{asked} ;;')
     lines += [
         "    esac; fi",
-        f'    [[ -n $leases && $word != -* ]] && words+=" $({LEASE_IDS})"',
-        '    COMPREPLY=($(compgen -W "$words" -- "$word"))',
+        '    COMPREPLY=($(compgen -W "$words $asked" -- "$word"))',
         "}",
         f"complete -o default -F {tree.function} {tree.program}",
     ]
@@ -164,8 +167,8 @@ def _zsh(tree: Node) -> str:
             for action in node.options
             for text in action.option_strings
         ]
-        if node.leases:
-            described.append(f'${{(f)"$({LEASE_IDS})"}}')
+        if node.asked:
+            described.append(f"${{(f)\"$({node.asked} | sed 's/:/\\\\:/g')\"}}")
         lines.append(f'        "{" ".join(node.path)}") words_here=({" ".join(described)}) ;;')
     lines += [
         "    esac",
@@ -190,9 +193,6 @@ def _fish(tree: Node) -> str:
         "    end",
         '    test "$at" = "$argv"',
         "end",
-        f"function _{tree.function}_leases",
-        f"    {LEASE_IDS}",
-        "end",
     ]
     for node in tree.walk():
         start = f"complete -c {tree.program} -n '_{tree.function}_at {' '.join(node.path)}'"
@@ -202,8 +202,9 @@ def _fish(tree: Node) -> str:
             lines.append(f"{start} -a {name} -d '{_plain(below.summary)}'")
         for action in node.options:
             lines.extend(_fish_option(start, action))
-        if node.leases:
-            lines.append(f"{start} -f -a '(_{tree.function}_leases)'")
+        if node.asked:
+            quoted = node.asked.replace("\\", "\\\\").replace("'", "\\'")
+            lines.append(f"{start} -f -a '({quoted})'")
     return "\n".join(lines) + "\n"
 
 

@@ -71,9 +71,17 @@ class Console:
         """Whether an answer can be drawn anew over itself."""
         return _redraws(self.out)
 
-    def say(self, text: str = "") -> None:
-        """A line of the answer."""
-        self.out.write(plain(text) + "\n")
+    def say(self, *lines: str) -> None:
+        """Lines of the answer."""
+        for text in lines:
+            self.out.write(plain(text) + "\n")
+
+    def answer(self, as_json: bool, content: Mapping[str, Any], *lines: str) -> None:
+        """The answer, as one JSON document or in words."""
+        if as_json:
+            self.document(content)
+        else:
+            self.say(*lines)
 
     def note(self, text: str) -> None:
         """A line beside the answer."""
@@ -190,9 +198,9 @@ def plain(text: str) -> str:
 
 
 def relative(left_ns: int) -> str:
-    """How far away: "in 42 s", "3 min ago", "now"."""
+    """How far away: "in 42 s", "3 min ago", "now", "just now"."""
     if abs(left_ns) < NS_PER_S:
-        return "now"
+        return "now" if left_ns >= 0 else "just now"
     text = length(abs(left_ns))
     return f"in {text}" if left_ns > 0 else f"{text} ago"
 

@@ -50,10 +50,8 @@ async def devices(options: argparse.Namespace, console: Console, session: Sessio
         )
         return 0
     if resources:
-        for line in render.resource_table(resources):
-            console.say(line)
-        for line in render.bounds_table(resources):
-            console.say(line)
+        console.say(*render.resource_table(resources))
+        console.say(*render.bounds_table(resources))
         console.say(render.notices(told.graces))
     for absence in absences:
         console.say(f"no {absence.kind}: {absence.why}")
@@ -78,8 +76,7 @@ async def holders(options: argparse.Namespace, console: Console, session: Sessio
     if not found:
         console.note(f"nobody uses {resource_id or 'anything that is leased here'}")
         return 0
-    for line in render.holder_table(found):
-        console.say(line)
+    console.say(*render.holder_table(found))
     return 0
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from leased.ctl import fleet_checks, host_checks, log_checks, service_checks
+from leased.ctl.agent import socket_path
 from leased.ctl.console import Console
 from leased.ctl.findings import Finding, Grade
 from leased.ctl.render import table
@@ -35,7 +36,6 @@ CHECKS: Final[tuple[Check, ...]] = (
     host_checks.clock,
     service_checks.state_directory,
     log_checks.counter,
-    service_checks.sockets,
     service_checks.registry,
     service_checks.journal,
     service_checks.compiled_parts,
@@ -55,7 +55,9 @@ def register(verbs: Verbs) -> None:
 
 def doctor(options: argparse.Namespace, console: Console) -> int:
     """Check everything."""
+    sockets = [socket_path(options, admin=admin) for admin in (False, True)]
     found = [finding for check in CHECKS for finding in check(options.root)]
+    found += service_checks.sockets(options.root, *sockets)
     missing = [one for one in found if one.grade is Grade.FAIL]
     if options.json:
         console.document(
@@ -67,8 +69,7 @@ def doctor(options: argparse.Namespace, console: Console) -> int:
         )
     else:
         rows = [(_MARKS[one.grade], one.topic, one.text) for one in found]
-        for line in table(("", "CHECK", "FOUND"), rows):
-            console.say(line)
+        console.say(*table(("", "CHECK", "FOUND"), rows))
         for one in found:
             if one.advice:
                 console.say(f"{_MARKS[one.grade]} {one.topic}: {one.advice}")

@@ -29,6 +29,7 @@ from leased.terms.resource import KIND_SCOPES, in_scope
 from leased.wire import objects, parameters, portrayal, replies
 
 DRIVER_UPGRADE: Final = "driver-upgrade"
+DETACHABLE: Final = "gpu:"
 REASONS: Final = {DRIVER_UPGRADE: "maintenance", "maintenance": "maintenance"}
 LOOK_S: Final = 0.5
 
@@ -41,7 +42,7 @@ def register(verbs: Verbs) -> None:
         "empty the host, a kind or a resource, and wait until it is",
         "leasectl drain gpu --for driver-upgrade --grace 5min",
     )
-    _add_what(one)
+    _add_scope(one)
     one.add_argument(
         "--for",
         dest="purpose",
@@ -49,28 +50,50 @@ def register(verbs: Verbs) -> None:
         help="what the holders are told; driver-upgrade (of gpu, where nothing is named) also"
         " frees the driver",
     )
-    one.add_argument("--grace", metavar="TIME", help="notice (default: leases run to their end)")
     one.add_argument("--no-wait", action="store_true", help="begin it, and wait for nothing")
     one.add_argument("--timeout-after", metavar="TIME", help="give up then (default: never)")
     one.set_defaults(act=online(drain, admin=True))
-    one = verb(verbs, "resume", "undo a drain", "leasectl resume gpu")
-    _add_what(one)
+    _register_resume(verbs, "leasectl resume gpu")
+
+
+def register_admin(below: Verbs) -> None:
+    """Add them to `admin`, where a drain is begun and not waited for."""
+    one = verb(
+        below,
+        "drain",
+        "grant no more, and notify the holders",
+        "leasectl admin drain mem:node1:4096 --grace 60s",
+    )
+    _add_scope(one)
+    one.set_defaults(act=online(drain, admin=True), purpose=None, no_wait=True)
+    _register_resume(below, "leasectl admin resume mem:node1:4096")
+
+
+def _register_resume(verbs: Verbs, example: str) -> None:
+    one = verb(verbs, "resume", "undo a drain", example)
+    _add_resource(one)
     one.set_defaults(act=online(resume, admin=True))
 
 
-def _add_what(parser: argparse.ArgumentParser) -> None:
+def _add_scope(parser: argparse.ArgumentParser) -> None:
+    _add_resource(parser)
+    parser.add_argument("--grace", metavar="TIME", help="notice (default: leases run to their end)")
+
+
+def _add_resource(parser: argparse.ArgumentParser) -> None:
     kinds = ", ".join(portrayal.KIND)
     parser.add_argument(
-        "what", nargs="?", help=f"a resource, or a kind ({kinds}) (default: the whole host)"
+        "resource", nargs="?", help=f"a resource, or a kind ({kinds}) (default: the whole host)"
     )
 
 
 async def drain(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Drain, and see it through."""
     upgrade = options.purpose == DRIVER_UPGRADE
-    scope = await _scope(session, options.what or ("gpu" if upgrade else None))
-    if upgrade and scope not in KIND_SCOPES:
-        raise InvalidParameter("what", "a driver is a whole kind's: name the kind")
+    scope = await _scope(session, options.resource or ("gpu" if upgrade else None))
+    if upgrade and scope != DETACHABLE:
+        why = "a running agent lets go of the driver of gpu only: drain this, and stop leased"
+        raise InvalidParameter("resource", why)
     asked = parameters.Drain(
         command_id=session.command_id(),
         resource_id=scope or None,
@@ -79,11 +102,14 @@ async def drain(options: argparse.Namespace, console: Console, session: Session)
     )
     affected = (await session.ask(asked, replies.DrainReply)).affected
     if not options.json:
-        leases = f"{len(affected)} lease{'' if len(affected) == 1 else 's'}"
+        leases = render.counted(len(affected), "lease")
         console.say(f"no more grants on {_named(scope)}; {leases} told to leave")
     if options.no_wait:
         if options.json:
             console.document({"resource_id": scope, "affected": affected})
+        else:
+            for lease_id in affected:
+                console.say(lease_id)
         return 0
     seconds = float("inf")
     if options.timeout_after is not None:
@@ -133,8 +159,7 @@ async def _see_through(
         console.note(f"{one.resource_id} is fenced: see `leasectl devices`")
     if left:
         console.say(f"{_named(scope)} is not empty:")
-        for line in render.lease_table(left, console):
-            console.say(line)
+        console.say(*render.lease_table(left, console))
     else:
         console.say(f"{_named(scope)} is empty: nothing of it is leased or being cleaned")
     if upgrade and not left:
@@ -146,8 +171,7 @@ def _tell_of_driver(scope: str, holders: Sequence[objects.Holder], console: Cons
     kind = scope.rstrip(":")
     if holders:
         console.say("the driver is still held:")
-        for line in render.holder_table(holders):
-            console.say(line)
+        console.say(*render.holder_table(holders))
         return
     console.say(f"nobody has the {kind} driver: the agent has closed its own, and no process has")
     console.say("any of its nodes open or mapped. When it is replaced: systemctl daemon-reload,")
@@ -186,7 +210,7 @@ async def _holders(session: Session, scope: str) -> list[objects.Holder]:
     try:
         return (await session.ask(asked, replies.LetGoReply, timeout_s=60)).holders
     except Refused as refused:
-        raise InvalidParameter("what", f"somebody resumed it meanwhile: {refused}") from refused
+        raise InvalidParameter("resource", f"somebody resumed it meanwhile: {refused}") from refused
 
 
 async def _resources(session: Session, scope: str) -> list[objects.Resource]:
@@ -196,14 +220,11 @@ async def _resources(session: Session, scope: str) -> list[objects.Resource]:
 
 async def resume(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Grant again."""
-    scope = await _scope(session, options.what)
+    scope = await _scope(session, options.resource)
     asked = parameters.Resume(command_id=session.command_id(), resource_id=scope or None)
     await await_answer(session)
     await session.ask(asked, replies.EmptyReply, timeout_s=60)
-    if options.json:
-        console.document({"resource_id": scope})
-    else:
-        console.say(f"grants on {_named(scope)} resumed")
+    console.answer(options.json, {"resource_id": scope}, f"grants on {_named(scope)} resumed")
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from leased.ctl.findings import Finding, Grade, read_text
+from leased.ctl.render import counted
 from leased.terms.quantity import print_size
 
 KERNEL_MIN: Final = (5, 14)
@@ -123,7 +124,7 @@ def numa(root: Path) -> Iterator[Finding]:
             Grade.NOTE, "NUMA", "the kernel names no nodes", "all memory counts as node 0"
         )
         return
-    yield Finding(Grade.OK, "NUMA", f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}")
+    yield Finding(Grade.OK, "NUMA", counted(len(nodes), "node"))
     told = [node.name for node in nodes if (node / "access0/initiators/read_latency").exists()]
     if told:
         yield Finding(Grade.OK, "HMAT", f"latency and bandwidth of {', '.join(told)}")

@@ -106,14 +106,12 @@ async def ls(options: argparse.Namespace, console: Console, session: Session) ->
         )
         return 0
     if listed.leases or not listed.waiting:
-        for line in render.lease_table(listed.leases, console):
-            console.say(line)
+        console.say(*render.lease_table(listed.leases, console))
     if listed.waiting:
         rows = [
             (render.short(one.command_id), str(one.position), one.reason) for one in listed.waiting
         ]
-        for line in render.table(("REQUEST", "PLACE", "WAITS FOR"), rows):
-            console.say(line)
+        console.say(*render.table(("REQUEST", "PLACE", "WAITS FOR"), rows))
     return 0
 
 
@@ -124,8 +122,7 @@ async def show(options: argparse.Namespace, console: Console, session: Session) 
     if options.json:
         console.document({"lease": render.plain(told.lease), "access": render.plain(told.access)})
         return 0
-    for line in render.lease_fields(told.lease, told.access, console):
-        console.say(line)
+    console.say(*render.lease_fields(told.lease, told.access, console))
     return 0
 
 

@@ -149,8 +149,7 @@ def show(options: argparse.Namespace, console: Console) -> int:
         console.document({"certificates": told})
         return 0
     for one in told:
-        for line in render.fields([(key, str(value)) for key, value in one.items()]):
-            console.say(line)
+        console.say(*render.fields([(key, str(value)) for key, value in one.items()]))
     return 0
 
 

@@ -101,8 +101,7 @@ async def show(options: argparse.Namespace, console: Console, session: Session) 
         ("policy", f"{told.policy_hash} (generation {told.generation}, {origin})"),
         ("open windows", ", ".join(told.windows) or "none"),
     ]
-    for line in render.fields(pairs):
-        console.say(line)
+    console.say(*render.fields(pairs))
     for key, value in lines_of(document):
         console.say(f"{key} = {value}")
     return 0
@@ -122,11 +121,9 @@ def check(options: argparse.Namespace, console: Console) -> int:
 
 async def _check(options: argparse.Namespace, console: Console, session: Session) -> int:
     told = await _ask_check(options.file, session)
-    if options.json:
-        console.document({"check": render.plain(told)})
-    else:
-        for line in check_text(options.file, told, console):
-            console.say(line)
+    console.answer(
+        options.json, {"check": render.plain(told)}, *check_text(options.file, told, console)
+    )
     return 0 if told.why is None else EX_CONFIG
 
 
@@ -156,8 +153,7 @@ async def apply(options: argparse.Namespace, console: Console, session: Session)
     if options.json:
         console.document({"policy_hash": done.policy_hash, "changes": render.plain(told.changes)})
         return 0 if held else EX_SOFTWARE
-    for line in check_text(options.file, told, console)[1:]:
-        console.say(line)
+    console.say(*check_text(options.file, told, console)[1:])
     if not held:
         console.note(f"another policy followed at once: {now.policy_hash}")
         return EX_SOFTWARE
@@ -216,7 +212,7 @@ def _excess(one: objects.Allowance, console: Console) -> str:
     if one.until_boottime_ns is not None:
         text += f"; borne until {console.until(one.until_boottime_ns)}"
     if one.leaving:
-        text += f", then {one.leaving} lease{'' if one.leaving == 1 else 's'} told to leave"
+        text += f", then {render.counted(one.leaving, 'lease')} told to leave"
     return text
 
 
@@ -230,8 +226,7 @@ async def quota(options: argparse.Namespace, console: Console, session: Session)
         console.say("no limits but those of the host")
     else:
         rows = [_quota_row(one, console) for one in told.allowances]
-        for line in render.table(("LIMIT", "USED", "ALLOWED", "MODE", "OF THE HOST", ""), rows):
-            console.say(line)
+        console.say(*render.table(("LIMIT", "USED", "ALLOWED", "MODE", "OF THE HOST", ""), rows))
     for one in told.evenness:
         even = one.index * 1000 // INDEX_ONE
         console.say(f"{one.rule}: evenness {even // 1000}.{even % 1000:03} (Jain's index)")

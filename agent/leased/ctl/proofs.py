@@ -187,8 +187,7 @@ def check(options: argparse.Namespace, console: Console) -> int:
         pairs = [("record", proof.record_hash), ("signed by", signers)]
         if policy is not None and quorum is not None:
             pairs.append(("quorum", f"{policy.told()}: {', '.join(quorum) or 'nobody'}"))
-        for line in render.fields(pairs):
-            console.say(line)
+        console.say(*render.fields(pairs))
     return 0
 
 

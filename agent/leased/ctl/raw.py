@@ -72,10 +72,9 @@ async def introspect(options: argparse.Namespace, console: Console, session: Ses
     """Print what the service says of itself."""
     if options.interface is not None:
         text = await session.interface(options.interface)
-        if options.json:
-            console.document({"interface": options.interface, "description": text})
-        else:
-            console.say(text.rstrip())
+        console.answer(
+            options.json, {"interface": options.interface, "description": text}, text.rstrip()
+        )
         return 0
     info = await session.info()
     if options.json:

@@ -204,7 +204,7 @@ def _numbers(refusal: objects.Refusal) -> str:
         parts.append(f"the limit is {quantity(what, refusal.limit)}")
     elif refusal.usage and refusal.reason == "device_failed":
         parts.append(f"{os.strerror(refusal.usage)} (errno {refusal.usage})")
-    return ": ".join(filter(None, (named, ", ".join(parts))))
+    return ": ".join(filter(None, (named if named != refusal.reason else "", ", ".join(parts))))
 
 
 def tell(error: LeasedError, console: Console) -> int:

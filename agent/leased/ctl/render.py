@@ -18,9 +18,14 @@ import msgspec
 from leased.client.amounts import amount
 from leased.ctl.console import Console, length, relative
 from leased.ctl.console import plain as told
+from leased.terms.lease import BOUND_TO_CGROUP, BOUND_TO_NOTHING
 from leased.wire import objects
 
 ID_CHARS = 8
+_BOUND: Final = {
+    BOUND_TO_CGROUP: "its cgroup",
+    BOUND_TO_NOTHING: "no process: its deadline ends it",
+}
 
 
 def one_line(text: str) -> str:
@@ -60,6 +65,11 @@ def fields(pairs: Sequence[tuple[str, str]]) -> list[str]:
 def plain(value: Any) -> Any:
     """A wire value as JSON has it."""
     return msgspec.to_builtins(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 lease", "2 leases"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def short(lease_id: str) -> str:
@@ -121,7 +131,7 @@ def lease_fields(
 ) -> list[str]:
     """`show`. What the holder must know is named only: a value may be a capability."""
     context, runtime = lease.context, lease.runtime
-    bound = f"process {runtime.pid}" if runtime.pid else "its cgroup"
+    bound = _BOUND.get(runtime.pid, f"process {runtime.pid}")
     pairs = [
         ("lease", lease.lease_id),
         ("state", runtime.state),

@@ -169,10 +169,9 @@ async def _alloc_for(options: argparse.Namespace, console: Console, session: Ses
         os.close(fd)
     lease = granted.lease
     try:
-        if options.json:
-            console.document(receipts.grant_document(granted))
-        else:
-            console.say(f"export LEASE_ID={lease.lease_id}")
+        console.answer(
+            options.json, receipts.grant_document(granted), f"export LEASE_ID={lease.lease_id}"
+        )
         console.out.flush()
     except OSError:  # nobody was told of it: nobody can use it, or give it back
         with suppress(LeasedError):

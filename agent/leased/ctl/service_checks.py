@@ -7,6 +7,7 @@ Rule: everything is read below `root`; a socket counts as reachable when somebod
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -24,7 +25,6 @@ from leased.terms.errors import ConfigError, InvalidParameter, LeasedError
 from leased.terms.reading import read_toml
 
 STATE_DIRECTORY: Final = "var/lib/leased"
-RUNTIME_DIRECTORY: Final = "run/leased"
 CONFIG_FILE: Final = "etc/leased/leased.toml"
 VOLATILE: Final = frozenset(("tmpfs", "ramfs"))
 ANSWER_S: Final = 2.0
@@ -73,12 +73,12 @@ def _filesystem(root: Path, path: Path) -> str:
     return kind
 
 
-def sockets(root: Path) -> Iterator[Finding]:
-    """Whether agent and reaper answer."""
-    runtime = root / RUNTIME_DIRECTORY
-    yield _agent("agent", runtime / "io.leased", required=True)
-    yield _agent("agent (admin)", runtime / "io.leased.admin", required=False)
-    reaper = runtime / "reaper.sock"
+def sockets(root: Path, users: str, admins: str) -> Iterator[Finding]:
+    """Whether an agent answers where leasectl would ask it, and the reaper beside it."""
+    agent, admin = (root / path.lstrip("/") for path in map(os.path.abspath, (users, admins)))
+    yield _agent("agent", agent, required=True)
+    yield _agent("agent (admin)", admin, required=False)
+    reaper = agent.parent / "reaper.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         try:
             sock.settimeout(ANSWER_S)
@@ -106,9 +106,8 @@ def _agent(topic: str, path: Path, *, required: bool) -> Finding:
         if isinstance(error.__cause__, PermissionError):
             return Finding(Grade.NOTE, topic, "may be asked by others only")
         grade = Grade.FAIL if required else Grade.NOTE
-        return Finding(
-            grade, topic, str(error), "systemctl start leased.service" if required else ""
-        )
+        why, _, _ = str(error).partition("; ")  # what follows sends to the doctor
+        return Finding(grade, topic, why, "systemctl start leased.service" if required else "")
 
 
 def registry(root: Path) -> Iterator[Finding]:

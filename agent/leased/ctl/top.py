@@ -219,10 +219,10 @@ async def health(options: argparse.Namespace, console: Console, session: Session
     rows = [_health(seen, one) for one in told.resources]
     if options.json:
         keys = ("resource_id", "health", "temperature", "errors", "why")
-        console.document({"devices": [dict(zip(keys, row, strict=True)) for row in rows]})
+        told_as = [[None if cell == "-" else cell for cell in row] for row in rows]
+        console.document({"devices": [dict(zip(keys, row, strict=True)) for row in told_as]})
     else:
-        for line in render.table(HEALTH_HEADINGS, rows):
-            console.say(line)
+        console.say(*render.table(HEALTH_HEADINGS, rows))
         for absence in told.absences:
             console.say(f"no {absence.kind}: {absence.why}")
     return EX_UNAVAILABLE if any(one.health != "ok" for one in told.resources) else 0

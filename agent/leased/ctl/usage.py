@@ -143,6 +143,9 @@ class Books:
 
 def usage(options: argparse.Namespace, console: Console) -> int:
     """Print usage."""
+    if options.resources and (options.by != "total" or options.tenant is not None):
+        why = "by resource it is everybody's, in all: leave --by and --tenant away"
+        raise InvalidParameter("resources", why)
     books = Books(options, console)
     sums = measure(books.intervals, books.ledger.timeline, BUCKETS[options.by], books.window)
     if options.resources:
@@ -163,8 +166,7 @@ def usage(options: argparse.Namespace, console: Console) -> int:
         return 0
     lines = [_usage_row(key, amount, sums.bucket_ns, highest, console) for key, amount in rows]
     names = ("FROM", "POOL", "TENANT", "KIND", "TIER", "PRIORITY", "AMOUNT", "PEAK")
-    for line in render.table(names, lines):
-        console.say(line)
+    console.say(*render.table(names, lines))
     return 0
 
 
@@ -230,8 +232,7 @@ def _tell_resources(
         )
         for name, totals in sorted(sums.resources.items())
     ]
-    for line in render.table(("RESOURCE", *(pool.upper() for pool in pools), "UNIT"), rows):
-        console.say(line)
+    console.say(*render.table(("RESOURCE", *(pool.upper() for pool in pools), "UNIT"), rows))
 
 
 def statement(options: argparse.Namespace, console: Console) -> int:
@@ -298,8 +299,7 @@ def show_rates(options: argparse.Namespace, console: Console) -> int:
         return 0
     for digest, card in cards.items():
         console.say(f"card {digest.hex()} ({card.currency}, {card.decimals} decimals)")
-        for line in _card_lines(card):
-            console.say(line)
+        console.say(*_card_lines(card))
     return 0
 
 

@@ -10,12 +10,30 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Collection
+from difflib import get_close_matches
+from typing import Any, Final
 
 from leased.ctl.console import plain
 
 Verbs = Any
 """argparse's sub-parsers, whose class has no public name."""
+
+
+FAMILIAR: Final = {
+    **dict.fromkeys(("list", "ps", "queue", "squeue"), "ls"),
+    **dict.fromkeys(("cancel", "scancel", "stop", "kill", "free"), "release"),
+    **dict.fromkeys(("submit", "start", "srun", "sbatch"), "run"),
+    **dict.fromkeys(("nodes", "sinfo", "resources"), "devices"),
+    **dict.fromkeys(("logs", "history", "sacct"), "audit log"),
+    "salloc": "alloc",
+    "inspect": "show",
+    "events": "watch",
+    "limits": "quota show",
+    "apply": "policy apply",
+    "status": "show, top or admin status",
+}
+"""Verbs of other programs, and what they are called here."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,6 +43,22 @@ class Parser(argparse.ArgumentParser):
         """Print what is wrong and how it is meant."""
         self.print_usage(sys.stderr)
         self.exit(64, f"{self.prog}: {plain(message)}\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """A wrong verb is not answered by all thirty, but by the one that may be meant."""
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            meant = _meant(value, action.choices)
+            asked = f"; is it {meant}?" if meant else ""
+            raise argparse.ArgumentError(action, f'no verb "{value}"{asked} See {self.prog} --help')
+        super()._check_value(action, value)
+
+
+def _meant(word: str, verbs: Collection[str]) -> str:
+    """The verb that somebody may have meant; "" where that is not clear."""
+    familiar = FAMILIAR.get(word, "")
+    if familiar.partition(" ")[0].rstrip(",") in verbs:
+        return familiar
+    return next(iter(get_close_matches(word, verbs, 1)), "")
 
 
 def verb(

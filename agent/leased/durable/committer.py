@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from leased._native import ffi, lib
+from leased.durable.writer import Writes
 
 SMALL_BATCH_BYTES: Final = 2048
 """About six records: a handful of clients at most, each of whom waits for the whole round trip."""
@@ -46,34 +47,25 @@ class NativeCommitter:
             os.close(self._event)
             raise OSError(ffi.errno, "the disk thread of the log could not be started")
 
-    def write_at_once(
-        self,
-        segment: int,
-        data: bytes,
-        offset: int,
-        anchor: int,
-        block: bytes,
-        block_offset: int,
-    ) -> bool:
+    def write_at_once(self, asked: Writes) -> bool:
         """As `write`, on the caller's own thread, if the batch is small and the disk has been fast;
         False: nothing was done."""
+        data, block = asked.data, asked.block
         if len(data) > SMALL_BATCH_BYTES or self._recent_ns > FAST_NS:
             return False
-        batch = (segment, data, len(data), offset, anchor, block, len(block), block_offset)
+        batch = (asked.segment, data, len(data), asked.offset, asked.anchor, block, len(block))
         began_ns = time.monotonic_ns()
-        code = lib.leased_committer_run(self._handle, *batch, self._stage)
+        code = lib.leased_committer_run(self._handle, *batch, asked.block_offset, self._stage)
         self._note(time.monotonic_ns() - began_ns, code)
         return True
 
-    async def write(
-        self, segment: int, data: bytes, offset: int, anchor: int, block: bytes, block_offset: int
-    ) -> None:
+    async def write(self, asked: Writes) -> None:
         """Return when batch and slot are durable. Raises OSError naming the step."""
         # The buffers are pinned by these names until the result is in.
-        with ffi.from_buffer(data) as pinned, ffi.from_buffer(block) as pinned_block:
-            batch = (segment, pinned, len(data), offset, anchor, pinned_block, len(block))
+        with ffi.from_buffer(asked.data) as data, ffi.from_buffer(asked.block) as block:
+            batch = (asked.segment, data, len(data), asked.offset, asked.anchor, block, len(block))
             began_ns = time.monotonic_ns()
-            code = lib.leased_committer_submit(self._handle, *batch, block_offset)
+            code = lib.leased_committer_submit(self._handle, *batch, asked.block_offset)
             if code < 0:
                 self._stage[0] = 0
             else:

@@ -16,11 +16,10 @@ from typing import Final, Protocol
 import trio
 
 from leased.chain.head import Head
-from leased.durable.anchor import encode_slot, slot_offset
 from leased.durable.files import Disk
 from leased.durable.frames import read_frames
 from leased.durable.spares import Spares
-from leased.durable.writer import Writer
+from leased.durable.writer import Writer, Writes
 from leased.ports import AnchorSlot
 from leased.terms.moment import Moment
 
@@ -31,22 +30,12 @@ RESERVE_BYTES: Final = 64 * 1024
 class Committer(Protocol):
     """Whatever carries one batch to the disk in the order of the rule."""
 
-    def write_at_once(
-        self,
-        segment: int,
-        data: bytes,
-        offset: int,
-        anchor: int,
-        block: bytes,
-        block_offset: int,
-    ) -> bool:
+    def write_at_once(self, asked: Writes) -> bool:
         """The same without waiting for anybody else, if it is quick enough for that; raises
         OSError."""
         ...
 
-    async def write(
-        self, segment: int, data: bytes, offset: int, anchor: int, block: bytes, block_offset: int
-    ) -> None:
+    async def write(self, asked: Writes) -> None:
         """Write data and sync, then block and sync; raises OSError."""
         ...
 
@@ -96,14 +85,7 @@ class FileJournal:
             with trio.CancelScope(shield=True):
                 for part in writer.parts(frames, count, head, moment):
                     writer.begin()
-                    await self._committer.write(
-                        writer.segment,
-                        part.data,
-                        part.offset,
-                        writer.anchor.handle,
-                        encode_slot(part.slot),
-                        slot_offset(part.slot),
-                    )
+                    await self._committer.write(writer.writes(part))
                     writer.settle(part)
                     if part.ends_segment:
                         # Once in some 45,000 records: a rename and two syncs that must not hold up
@@ -120,14 +102,7 @@ class FileJournal:
             return False
         [part] = writer.parts(frames, count, head, moment)
         writer.begin()
-        written = self._committer.write_at_once(
-            writer.segment,
-            part.data,
-            part.offset,
-            writer.anchor.handle,
-            encode_slot(part.slot),
-            slot_offset(part.slot),
-        )
+        written = self._committer.write_at_once(writer.writes(part))
         if written:
             writer.settle(part)
         else:

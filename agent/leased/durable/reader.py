@@ -159,6 +159,7 @@ def read_log(
         within = "" if str(error.filename) in ("None", str(directory)) else f"{error.filename}: "
         raise StateError(
             f"{directory}: {within}{error.strerror}; give the directory of a log that you may read"
+            " (a host's own is root's)"
         ) from error
 
 

@@ -32,7 +32,7 @@ from leased.chain.segment import (
 )
 from leased.chain.tree import Frontier
 from leased.chain.verifier import Verifier
-from leased.durable.anchor import FileAnchorStore
+from leased.durable.anchor import FileAnchorStore, encode_slot, slot_offset
 from leased.durable.files import Disk
 from leased.durable.spares import Spares
 from leased.ports import AnchorSlot
@@ -51,6 +51,18 @@ class Part(msgspec.Struct, frozen=True):
     offset: int
     slot: AnchorSlot
     ends_segment: bool
+
+
+class Writes(msgspec.Struct, frozen=True, gc=False):
+    """The same as a disk has it: data and then a block, each in its file and with a sync behind
+    it."""
+
+    segment: int
+    data: bytes
+    offset: int
+    anchor: int
+    block: bytes
+    block_offset: int
 
 
 class Writer:
@@ -110,6 +122,12 @@ class Writer:
             raise InvariantError(
                 "frames handed to the journal are not whole batches with the count and head stated"
             )
+
+    def writes(self, part: Part) -> Writes:
+        """What a committer has to do for it."""
+        slot = part.slot
+        where = (self.anchor.handle, encode_slot(slot), slot_offset(slot))
+        return Writes(self.segment, part.data, part.offset, *where)
 
     def fits(self, frames: bytes) -> bool:
         """Whether the frames are one batch that ends no segment."""

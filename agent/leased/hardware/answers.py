@@ -11,10 +11,17 @@ from __future__ import annotations
 import msgspec
 
 from leased.hardware.openers import Opener
+from leased.terms.teardown import StepReport
 
 
 class Nothing(msgspec.Struct, frozen=True, array_like=True):
     """No argument, or no answer but that it was done."""
+
+
+class Steps(msgspec.Struct, frozen=True, array_like=True):
+    """What was done or seen, step by step."""
+
+    steps: tuple[StepReport, ...]
 
 
 class User(msgspec.Struct, frozen=True, array_like=True):

@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
 import trio
 
 from leased.hardware.adopting import Adoptions
@@ -66,16 +67,14 @@ CUT_BUDGET_NS = 5_000_000_000
 _NOTHING_HELD = (RevocationReason.GRANT_FAILED, RevocationReason.NODE_REBOOT)
 """Leases that may lack descriptors: what was never made, or ended with its boot, holds nothing."""
 
-
-class _Case:
+class _Case(msgspec.Struct, eq=False):
     """One lease being scrubbed."""
 
-    def __init__(self, lease: Lease, fds: Sequence[int]) -> None:
-        self.lease = lease
-        self.fds = fds
-        self.done: dict[int, Cleaned] = {}
-        self.fitted = Wiped(0, clean=True)
-        self.error: DeviceError | None = None
+    lease: Lease
+    fds: Sequence[int]
+    done: dict[int, Cleaned] = {}
+    fitted: Wiped = Wiped(0, clean=True)
+    error: DeviceError | None = None
 
 
 class Devices:

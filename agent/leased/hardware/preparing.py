@@ -14,6 +14,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 
+import msgspec
 import trio
 
 from leased.hardware import leaves
@@ -41,20 +42,17 @@ _CREATED = struct.Struct("<QQQQ")
 _NOT_FITTED = Fitted()
 
 
-class _Case:
+class _Case(msgspec.Struct, eq=False):
     """One lease on its way: what was made of it, or what befell it."""
 
-    __slots__ = ("error", "fitted", "leaf", "lease", "made", "opened", "pieces", "unanswered")
-
-    def __init__(self, lease: Lease) -> None:
-        self.lease = lease
-        self.pieces: list[Piece] = []
-        self.made: dict[int, tuple[Created, int]] = {}
-        self.unanswered: set[int] = set()
-        self.opened: Handed = []
-        self.leaf = ""
-        self.fitted = _NOT_FITTED
-        self.error: DeviceError | None = None
+    lease: Lease
+    pieces: list[Piece] = []
+    made: dict[int, tuple[Created, int]] = {}
+    unanswered: set[int] = set()
+    opened: Handed = []
+    leaf: str = ""
+    fitted: Fitted = _NOT_FITTED
+    error: DeviceError | None = None
 
 
 class Preparer:

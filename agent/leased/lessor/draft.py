@@ -25,7 +25,7 @@ from leased.terms.effect import Effect, Forget, MoveDeadline, Notify, Prepare, T
 from leased.terms.errors import InvariantError
 from leased.terms.event import Event, LeaseEvent
 from leased.terms.identity import CommandId, EventId, LeaseId, TenantId
-from leased.terms.lease import Lease, LeaseState, RevocationReason
+from leased.terms.lease import Lease, LeaseState, RevocationReason, Subject
 from leased.terms.moment import Moment
 from leased.terms.reply import Granted, Reply
 from leased.terms.resource import Allotment
@@ -113,6 +113,10 @@ class Draft:
         """A fresh id."""
         return EventId(self.ids())
 
+    def begins(self, lease: Lease) -> tuple[EventId, LeaseId, Subject, int]:
+        """What every event of a lease begins with."""
+        return self.event_id(), lease.lease_id, lease.subject, lease.generation
+
     def move(self, lease: Lease, trigger: Trigger, facts: Facts) -> Cell:
         """Do what the lifecycle says of `trigger` in the lease's state; returns the cell."""
         cell = CELLS[lease.state][trigger]
@@ -176,14 +180,7 @@ class Draft:
 
 
 def _activated(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
-    return events.Activated(
-        draft.event_id(),
-        lease.lease_id,
-        lease.subject,
-        lease.generation,
-        facts.at_ns,
-        facts.evidence,
-    )
+    return events.Activated(*draft.begins(lease), facts.at_ns, facts.evidence)
 
 
 def _drain_notified(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
@@ -201,64 +198,34 @@ def _drain_notified(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
 
 def _preempted(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
     return events.Preempted(
-        draft.event_id(),
-        lease.lease_id,
-        lease.subject,
-        lease.generation,
-        draft.now_ns,
-        facts.preemptor_lease_id,
-        facts.preemptor_tenant,
+        *draft.begins(lease), draft.now_ns, facts.preemptor_lease_id, facts.preemptor_tenant
     )
 
 
 def _released(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
-    return events.Released(
-        draft.event_id(), lease.lease_id, lease.subject, lease.generation, facts.at_ns
-    )
+    return events.Released(*draft.begins(lease), facts.at_ns)
 
 
 def _expired(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
-    return events.Expired(
-        draft.event_id(), lease.lease_id, lease.subject, lease.generation, facts.at_ns
-    )
+    return events.Expired(*draft.begins(lease), facts.at_ns)
 
 
 def _revoked(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
     assert facts.reason is not None
-    return events.Revoked(
-        draft.event_id(), lease.lease_id, lease.subject, lease.generation, facts.at_ns, facts.reason
-    )
+    return events.Revoked(*draft.begins(lease), facts.at_ns, facts.reason)
 
 
 def _teardown_begun(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
     begun_ns = facts.at_ns if facts.begun_ns is None else facts.begun_ns
-    return events.TeardownBegun(
-        draft.event_id(), lease.lease_id, lease.subject, lease.generation, begun_ns
-    )
+    return events.TeardownBegun(*draft.begins(lease), begun_ns)
 
 
 def _access_cut(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
-    return events.AccessCut(
-        draft.event_id(),
-        lease.lease_id,
-        lease.subject,
-        lease.generation,
-        facts.at_ns,
-        facts.by_reaper,
-        facts.evidence,
-    )
+    return events.AccessCut(*draft.begins(lease), facts.at_ns, facts.by_reaper, facts.evidence)
 
 
 def _scrubbed(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
-    return events.Scrubbed(
-        draft.event_id(),
-        lease.lease_id,
-        lease.subject,
-        lease.generation,
-        facts.at_ns,
-        facts.scrubbed_bytes,
-        facts.evidence,
-    )
+    return events.Scrubbed(*draft.begins(lease), facts.at_ns, facts.scrubbed_bytes, facts.evidence)
 
 
 def _held_capacity_ns(lease: Lease, tenancy: Tenancy) -> tuple[int, ...]:
@@ -284,10 +251,7 @@ def _proof_lag_ns(draft: Draft, lease: Lease, proof_ns: int) -> int:
 def _reclaimed(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
     seen = facts.utilization
     return events.Reclaimed(
-        draft.event_id(),
-        lease.lease_id,
-        lease.subject,
-        lease.generation,
+        *draft.begins(lease),
         draft.now_ns,
         _held_capacity_ns(lease, draft.tenancy(lease)),
         _cut_lag_ns(draft, lease),
@@ -303,10 +267,7 @@ def _reclaimed(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
 
 def _fenced(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
     return events.Fenced(
-        draft.event_id(),
-        lease.lease_id,
-        lease.subject,
-        lease.generation,
+        *draft.begins(lease),
         draft.now_ns,
         facts.fenced or lease.subject.allotments,
         facts.step,
@@ -318,15 +279,7 @@ def _fenced(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
 
 
 def _unfenced(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
-    return events.Unfenced(
-        draft.event_id(),
-        lease.lease_id,
-        lease.subject,
-        lease.generation,
-        draft.now_ns,
-        facts.operator_uid,
-        facts.evidence,
-    )
+    return events.Unfenced(*draft.begins(lease), draft.now_ns, facts.operator_uid, facts.evidence)
 
 
 _BUILD: Final[dict[type[LeaseEvent], Callable[[Draft, Lease, Facts], LeaseEvent]]] = {

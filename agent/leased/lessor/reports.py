@@ -75,10 +75,7 @@ def note_adoption(draft: Draft, command: commands.NoteAdoption) -> None:
     draft.answer(command.command_id, Changed(lease))
     draft.emit(
         events.Adopted(
-            draft.event_id(),
-            lease.lease_id,
-            lease.subject,
-            lease.generation,
+            *draft.begins(lease),
             draft.now_ns,
             command.operator_uid,
             command.pid,

@@ -73,18 +73,15 @@ class Held(msgspec.Struct, frozen=True):
     delivers: tuple[Deliver, ...]
 
 
-class Batch:
+class Batch(msgspec.Struct, eq=False):
     """What one turn of the sequencer proposed and sealed, until it is committed."""
 
-    __slots__ = ("answers", "effects", "held", "items", "moment", "sealed")
-
-    def __init__(self, moment: Moment) -> None:
-        self.moment = moment
-        self.items: list[tuple[Event, Moment]] = []
-        self.answers: list[tuple[Reply, Deliver]] = []
-        self.held: list[Held] = []
-        self.effects: list[Effect] = []
-        self.sealed: SealedBatch | None = None
+    moment: Moment
+    items: list[tuple[Event, Moment]] = []
+    answers: list[tuple[Reply, Deliver]] = []
+    held: list[Held] = []
+    effects: list[Effect] = []
+    sealed: SealedBatch | None = None
 
 
 class CommitAtOnce(Protocol):

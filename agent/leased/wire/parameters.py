@@ -37,22 +37,6 @@ QueuePairNumber = Annotated[int, Meta(ge=0, le=0xFFFFFF)]
 Asks = Annotated[list[Ask], Meta(min_length=1, max_length=64)]
 
 
-class Acquire(Strict, frozen=True):
-    """io.leased.Lease.Acquire"""
-
-    resources: Asks
-    command_id: HexId | None = None
-    ttl_ns: Positive | None = None
-    priority: PriorityName | None = None
-    wait_ns: Count | None = None
-    grace_ns: Count | None = None
-    workload: Label | None = None
-    accounting_tag: AccountingTag | None = None
-    bind: Literal["process", "cgroup", "deadline"] | None = None
-    level: LevelName | None = None
-    requeue_of: HexId | None = None
-
-
 class Plan(Strict, frozen=True):
     """io.leased.Lease.Plan"""
 
@@ -66,6 +50,12 @@ class Plan(Strict, frozen=True):
     bind: Literal["process", "cgroup", "deadline"] | None = None
     level: LevelName | None = None
     requeue_of: HexId | None = None
+
+
+class Acquire(Plan, frozen=True):
+    """io.leased.Lease.Acquire"""
+
+    command_id: HexId | None = None
 
 
 class Join(Strict, frozen=True):

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
 
 from leased.hardware.adopting import Owner
 from leased.service.api.peers import PIDFD_THREAD
@@ -26,6 +25,8 @@ from tests.doubles.calling import House, Visitor, open_house
 from tests.doubles.devices import Fault
 from tests.doubles.host import not_proven
 from tests.doubles.serving import Host, descriptors
+
+pytestmark = pytest.mark.autojump
 
 ONE = [{"kind": "gpu", "capacity": 1000}]
 ME = os.getpid()
@@ -70,9 +71,7 @@ def records(house: House) -> list[Adopted]:
     return [event for _, event, _ in house.host.chain() if isinstance(event, Adopted)]
 
 
-async def test_the_lease_is_its_owners_and_the_record_says_who_did_it(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_the_lease_is_its_owners_and_the_record_says_who_did_it(tmp_path: Path) -> None:
     async with gpu_house(tmp_path) as house:
         boss = house.visit(operator=True)
         lease = await adopted(boss)
@@ -88,9 +87,7 @@ async def test_the_lease_is_its_owners_and_the_record_says_who_did_it(
         assert not house.host.devices.adoptions.wanted
 
 
-async def test_it_can_be_brought_under_a_lease_that_is_there(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_it_can_be_brought_under_a_lease_that_is_there(tmp_path: Path) -> None:
     async with gpu_house(tmp_path) as house:
         boss = house.visit(operator=True)
         made = await boss.call("Lease.Acquire", resources=ONE, bind="cgroup")
@@ -99,9 +96,7 @@ async def test_it_can_be_brought_under_a_lease_that_is_there(
         assert lease["lease_id"] == into and len(records(house)) == 1
 
 
-async def test_asked_again_it_is_the_same_lease_and_one_record(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_asked_again_it_is_the_same_lease_and_one_record(tmp_path: Path) -> None:
     async with gpu_house(tmp_path) as house:
         boss = house.visit(operator=True)
         first = await adopted(boss, command_id=ID)
@@ -121,7 +116,7 @@ async def test_asked_again_it_is_the_same_lease_and_one_record(
     ],
 )
 async def test_what_cannot_be_meant_or_had_moves_nobody(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock, how: dict[str, Any], name: str
+    tmp_path: Path, how: dict[str, Any], name: str
 ) -> None:
     async with gpu_house(tmp_path) as house:
         boss = house.visit(operator=True)
@@ -133,9 +128,7 @@ async def test_what_cannot_be_meant_or_had_moves_nobody(
         assert descriptors() == before
 
 
-async def test_who_has_ended_meanwhile_is_said_to_have(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_who_has_ended_meanwhile_is_said_to_have(tmp_path: Path) -> None:
     async with gpu_house(tmp_path) as house:
         boss = house.visit(operator=True)
         child = os.posix_spawn("/bin/true", ["true"], {})
@@ -146,9 +139,7 @@ async def test_who_has_ended_meanwhile_is_said_to_have(
         assert (name, told["why"]) == ("CallerError", "the process of descriptor 0 has ended")
 
 
-async def test_a_pidfd_of_one_thread_adopts_nothing(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_pidfd_of_one_thread_adopts_nothing(tmp_path: Path) -> None:
     """When that thread has exited, a signal by it reaches none of the others."""
     try:
         pidfd = os.pidfd_open(ME, PIDFD_THREAD)
@@ -163,7 +154,7 @@ async def test_a_pidfd_of_one_thread_adopts_nothing(
 
 
 async def test_a_tree_that_must_be_left_alone_is_named_and_nothing_is_granted(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with gpu_house(tmp_path) as house:
         detail = "process 7 (kworker) cannot be adopted: it is a thread of the kernel"
@@ -174,9 +165,7 @@ async def test_a_tree_that_must_be_left_alone_is_named_and_nothing_is_granted(
         assert not house.agent.lessor.table.leases and not records(house)
 
 
-async def test_work_of_nobody_we_serve_is_refused(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_work_of_nobody_we_serve_is_refused(tmp_path: Path) -> None:
     async with gpu_house(tmp_path) as house:
         house.host.devices.adoptions.owner = Owner(4242, 4242, (), 1)
         boss = house.visit(operator=True)
@@ -186,7 +175,7 @@ async def test_work_of_nobody_we_serve_is_refused(
 
 @pytest.mark.parametrize("stage", ["prepare", "arm"])
 async def test_a_grant_that_fails_leaves_the_work_where_it_was(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock, stage: str
+    tmp_path: Path, stage: str
 ) -> None:
     async with gpu_house(tmp_path) as house:
         broken = DeviceError("gpu_open", errno.EIO)

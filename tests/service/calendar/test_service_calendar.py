@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from leased.service.policy import windows
 from leased.service.policy.calendar import CalendarWatch
@@ -19,6 +18,8 @@ from leased.terms.policy_text import read_policy
 from leased.terms.quantity import parse_instant, print_instant
 from tests.doubles.clock import FakeClock
 from tests.doubles.desk import OPERATOR
+
+pytestmark = pytest.mark.autojump
 
 
 def scheduled(cron: str, duration: str, timezone: str = "UTC") -> Policy:
@@ -174,9 +175,7 @@ class Watch:
         ]
 
 
-async def test_a_window_opens_and_closes_to_the_second(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_a_window_opens_and_closes_to_the_second(nursery: trio.Nursery) -> None:
     site = Watch(scheduled("0 12 * * *", "90s"))  # the fake clock begins at 08:16:40
     nursery.start_soon(site.watch.run)
     await site.clock.sleep_until(site.clock.now().boot_ns + 5 * HOUR_NS)
@@ -186,9 +185,7 @@ async def test_a_window_opens_and_closes_to_the_second(
     assert len(site.turns()) == 3, "the first word, the opening, the closing"
 
 
-async def test_another_policy_is_looked_at_at_once(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_another_policy_is_looked_at_at_once(nursery: trio.Nursery) -> None:
     site = Watch(Policy())
     nursery.start_soon(site.watch.run)
     await site.clock.sleep_until(site.clock.now().boot_ns + MINUTE_NS + NS_PER_S)
@@ -198,9 +195,7 @@ async def test_another_policy_is_looked_at_at_once(
     assert len([turn for turn in site.turns() if turn[1]]) >= 1
 
 
-async def test_a_policy_that_expires_gives_way_once(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_a_policy_that_expires_gives_way_once(nursery: trio.Nursery) -> None:
     site = Watch(Policy())
     expires_ns = site.clock.now().wall_ns + 10 * NS_PER_S
     site.policy = Policy(expires_wall_ns=expires_ns)
@@ -210,9 +205,7 @@ async def test_a_policy_that_expires_gives_way_once(
     assert len(floors) == 1 and 0 <= floors[0] - expires_ns < NS_PER_S
 
 
-async def test_a_step_of_the_wall_clock_is_noticed_either_way(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_a_step_of_the_wall_clock_is_noticed_either_way(nursery: trio.Nursery) -> None:
     site = Watch(Policy())
     nursery.start_soon(site.watch.run)
     await trio.testing.wait_all_tasks_blocked()

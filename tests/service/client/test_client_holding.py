@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from trio.testing import MockClock
 
 from leased.client import CallTimeout, LeaseLost, Refused, Session, acquire
 from leased.client.notice import surrender_margin_ns
@@ -23,6 +22,8 @@ from leased.terms.lease import Ending, LeaseState, RevocationReason
 from leased.terms.reply import Refusal, RefusalReason
 from leased.wire import objects, parameters
 from tests.doubles.varlink_server import SmallAgent
+
+pytestmark = pytest.mark.autojump
 
 S = 10**9
 
@@ -67,7 +68,7 @@ def test_the_margin_is_two_seconds_or_a_tenth_but_never_more_than_a_quarter(
 
 
 async def test_a_lease_is_renewed_at_a_third_and_released_at_the_end(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     async with acquire(session, mem=4096, ttl=60) as held:
         async with held.scope():
@@ -81,9 +82,7 @@ async def test_a_lease_is_renewed_at_a_third_and_released_at_the_end(
     assert len(agent.calls(parameters.Release)) == 1
 
 
-async def test_renewals_come_early_by_chance_never_late(
-    autojump_clock: MockClock, path: str, agent: SmallAgent
-) -> None:
+async def test_renewals_come_early_by_chance_never_late(path: str, agent: SmallAgent) -> None:
     for chance, first_s in ((0.0, 20.0), (0.5, 18.0), (1.0, 16.0)):
         with_chance = Session(path, clock_ns=trio_ns, chance=lambda c=chance: c, send_pidfd=False)
         began = trio_ns()
@@ -93,7 +92,7 @@ async def test_renewals_come_early_by_chance_never_late(
 
 
 async def test_leased_memory_is_shared_with_the_descriptor(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     async with acquire(session, mem=8192, gpu=1, ttl=60) as held:
@@ -112,7 +111,7 @@ async def test_leased_memory_is_shared_with_the_descriptor(
 
 @pytest.mark.parametrize(("ttl_s", "surrender_s"), [(60, 54), (4, 3), (1, 0.75)])
 async def test_with_a_hung_agent_the_scope_closes_before_the_deadline(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent, ttl_s: int, surrender_s: float
+    session: Session, agent: SmallAgent, ttl_s: int, surrender_s: float
 ) -> None:
     agent.hang.append(parameters.Renew)
     with pytest.raises(LeaseLost, match="not renewed in time") as caught:
@@ -124,7 +123,7 @@ async def test_with_a_hung_agent_the_scope_closes_before_the_deadline(
 
 
 async def test_a_renewal_whose_reply_is_lost_is_not_a_loss(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     async with acquire(session, mem=4096, ttl=60) as held, held.scope():
         agent.drop_reply.append(parameters.Renew)
@@ -133,7 +132,7 @@ async def test_a_renewal_whose_reply_is_lost_is_not_a_loss(
 
 
 async def test_an_agent_that_is_busy_for_a_while_is_asked_again(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     async with acquire(session, mem=4096, ttl=60) as held, held.scope():
         agent.refuse[parameters.Renew] = Refusal(RefusalReason.BUSY)
@@ -145,9 +144,7 @@ async def test_an_agent_that_is_busy_for_a_while_is_asked_again(
     assert not held.lost.is_set()
 
 
-async def test_a_late_renewal_is_a_loss_at_once(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
-) -> None:
+async def test_a_late_renewal_is_a_loss_at_once(session: Session, agent: SmallAgent) -> None:
     agent.refuse[parameters.Renew] = Refusal(RefusalReason.DEADLINE_PASSED)
     with pytest.raises(LeaseLost, match="deadline passed"):
         async with acquire(session, mem=4096, ttl=60) as held, held.scope():
@@ -156,7 +153,7 @@ async def test_a_late_renewal_is_a_loss_at_once(
 
 
 async def test_a_lease_the_agent_does_not_know_is_lost_with_and_without_a_watch(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     for watch in (False, True):
         with pytest.raises(LeaseLost, match="does not know it"):
@@ -166,7 +163,7 @@ async def test_a_lease_the_agent_does_not_know_is_lost_with_and_without_a_watch(
 
 
 async def test_a_notice_is_an_event_and_brings_the_end_nearer(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     async with acquire(session, mem=4096, ttl=600) as held:
         await trio.sleep(1)
@@ -188,7 +185,7 @@ async def test_a_notice_is_an_event_and_brings_the_end_nearer(
 
 
 async def test_a_notice_that_was_put_off_moves_the_surrender(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     async with acquire(session, mem=4096, ttl=60) as held:
         await trio.sleep(1)
@@ -207,7 +204,7 @@ async def test_a_notice_that_was_put_off_moves_the_surrender(
 
 
 async def test_draining_without_a_notice_object_is_a_notice_too(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     async with acquire(session, mem=4096, ttl=600) as held:
         await trio.sleep(1)
@@ -223,7 +220,7 @@ async def test_draining_without_a_notice_object_is_a_notice_too(
 
 
 async def test_a_notice_comes_by_the_notify_descriptor(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     agent.notify_fds = True
     async with acquire(session, mem=4096, ttl=600, watch=True) as held:
@@ -237,7 +234,7 @@ async def test_a_notice_comes_by_the_notify_descriptor(
 
 
 async def test_a_revoked_lease_is_lost_with_its_reason(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     with pytest.raises(LeaseLost, match="revoked: priority_preemption"):
         async with acquire(session, mem=4096, ttl=60) as held, held.scope():
@@ -255,7 +252,7 @@ async def test_a_revoked_lease_is_lost_with_its_reason(
 
 
 async def test_a_loss_that_nobody_looked_at_is_told_at_the_end(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     agent.hang.append(parameters.Renew)
     finished = False
@@ -266,9 +263,7 @@ async def test_a_loss_that_nobody_looked_at_is_told_at_the_end(
     assert finished
 
 
-async def test_a_loss_that_was_told_is_told_once(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
-) -> None:
+async def test_a_loss_that_was_told_is_told_once(session: Session, agent: SmallAgent) -> None:
     agent.hang.append(parameters.Renew)
     async with acquire(session, mem=4096, ttl=4) as held:
         with pytest.raises(LeaseLost):
@@ -279,9 +274,7 @@ async def test_a_loss_that_was_told_is_told_once(
                 raise AssertionError("a scope of a lost lease must not open")
 
 
-async def test_a_refusal_opens_no_block(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
-) -> None:
+async def test_a_refusal_opens_no_block(session: Session, agent: SmallAgent) -> None:
     with pytest.raises(Refused):
         async with acquire(session, mem="2GiB", ttl=60):
             raise AssertionError("there is no lease to work under")
@@ -289,7 +282,7 @@ async def test_a_refusal_opens_no_block(
 
 
 async def test_an_exception_of_the_block_comes_out_as_it_is_after_the_release(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     with pytest.raises(ZeroDivisionError):
         async with acquire(session, mem=4096, ttl=60) as held, held.scope():
@@ -297,9 +290,7 @@ async def test_an_exception_of_the_block_comes_out_as_it_is_after_the_release(
     assert the_lease(agent).ended is Ending.RELEASED
 
 
-async def test_a_cancelled_block_releases_too(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
-) -> None:
+async def test_a_cancelled_block_releases_too(session: Session, agent: SmallAgent) -> None:
     with trio.move_on_after(7) as scope:
         async with acquire(session, mem=4096, ttl=60) as held, held.scope():
             await trio.sleep_forever()
@@ -307,9 +298,7 @@ async def test_a_cancelled_block_releases_too(
     assert the_lease(agent).ended is Ending.RELEASED
 
 
-async def test_a_release_that_hangs_does_not(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
-) -> None:
+async def test_a_release_that_hangs_does_not(session: Session, agent: SmallAgent) -> None:
     agent.hang.append(parameters.Release)
     async with acquire(session, mem=4096, ttl=60):
         pass
@@ -318,7 +307,7 @@ async def test_a_release_that_hangs_does_not(
 
 @pytest.mark.parametrize("patience_s", [3, 30], ids=["cancelled", "not answered in time"])
 async def test_what_was_granted_to_who_gave_up_is_given_back(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent, patience_s: float
+    session: Session, agent: SmallAgent, patience_s: float
 ) -> None:
     """Much memory takes longer to prepare than the caller's patience."""
     agent.keep_reply.append(parameters.Acquire)
@@ -329,8 +318,27 @@ async def test_what_was_granted_to_who_gave_up_is_given_back(
     assert trio.current_time() in (3, 10)
 
 
+async def test_what_is_being_made_ready_is_waited_for(session: Session, agent: SmallAgent) -> None:
+    """Much memory takes longer than one call may; who says so is no agent that hangs."""
+    agent.keep_reply.append(parameters.Acquire)
+
+    async def prepare() -> None:
+        await trio.sleep(1)
+        agent.leases[the_lease(agent).lease_id] = msgspec.structs.replace(
+            the_lease(agent), state=LeaseState.GRANTED
+        )
+        await trio.sleep(24)
+        agent.keep_reply.clear()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(prepare)
+        async with acquire(session, mem=4096, ttl=3600) as held:
+            assert trio.current_time() == 30 and len(held.mem()) == 4096
+    assert len(agent.calls(parameters.Acquire)) == 4
+
+
 async def test_who_gives_up_does_not_wait_for_an_agent_that_hangs(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     agent.hang += [parameters.Acquire, parameters.List]
     with trio.move_on_after(3) as scope:
@@ -341,7 +349,7 @@ async def test_who_gives_up_does_not_wait_for_an_agent_that_hangs(
 
 @pytest.mark.parametrize("method", [parameters.Release, parameters.Done])
 async def test_what_was_broken_off_giving_back_is_given_back_at_the_end(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent, method: type
+    session: Session, agent: SmallAgent, method: type
 ) -> None:
     agent.hang.append(method)
     async with acquire(session, mem=4096, ttl=600) as held:
@@ -353,9 +361,7 @@ async def test_what_was_broken_off_giving_back_is_given_back_at_the_end(
     assert trio.current_time() < 10
 
 
-async def test_a_lease_released_early_stays_quiet(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
-) -> None:
+async def test_a_lease_released_early_stays_quiet(session: Session, agent: SmallAgent) -> None:
     async with acquire(session, mem=4096, ttl=60) as held:
         await held.release()
         await trio.sleep(300)
@@ -364,7 +370,7 @@ async def test_a_lease_released_early_stays_quiet(
 
 
 async def test_a_renewal_by_hand_changes_the_length(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     async with acquire(session, mem=4096, ttl=60) as held:
         await held.renew(600 * S)
@@ -373,9 +379,7 @@ async def test_a_renewal_by_hand_changes_the_length(
         assert not held.lost.is_set()
 
 
-async def test_a_watch_that_breaks_is_begun_again(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
-) -> None:
+async def test_a_watch_that_breaks_is_begun_again(session: Session, agent: SmallAgent) -> None:
     async with acquire(session, mem=4096, ttl=600) as held:
         await trio.sleep(1)
         for watcher in tuple(agent._watchers):
@@ -389,9 +393,7 @@ async def test_a_watch_that_breaks_is_begun_again(
         assert (await held.notice.wait()).deadline_boottime_ns == 99 * S
 
 
-async def test_what_is_asked_for_arrives(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
-) -> None:
+async def test_what_is_asked_for_arrives(session: Session, agent: SmallAgent) -> None:
     tag = objects.AccountingTag("cc-1")
     async with acquire(
         session,
@@ -408,7 +410,6 @@ async def test_what_is_asked_for_arrives(
         pass
     assert agent.calls(parameters.Acquire)[0].call.parameters == parameters.Acquire(
         [objects.Ask("mem", 4096)],
-        "ab" * 16,
         5 * S // 2,
         "scavenger",
         30 * S,
@@ -416,4 +417,5 @@ async def test_what_is_asked_for_arrives(
         "w",
         tag,
         "cgroup",
+        command_id="ab" * 16,
     )

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from leased.client import AgentUnavailable, CallTimeout, Refused, RemoteError, connect, want
 from leased.client.session import Session
@@ -75,16 +74,16 @@ async def granted(session: Session, **asked: object) -> replies.AcquireReply:
     return reply
 
 
-async def test_the_service_describes_itself(autojump_clock: MockClock, session: Session) -> None:
+@pytest.mark.autojump
+async def test_the_service_describes_itself(session: Session) -> None:
     info = await session.info()
     assert info.interfaces[0] == "org.varlink.service"
     for name in info.interfaces:
         assert await session.interface(name) == idl_texts()[name]
 
 
-async def test_the_life_of_a_lease_call_by_call(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
-) -> None:
+@pytest.mark.autojump
+async def test_the_life_of_a_lease_call_by_call(session: Session, agent: SmallAgent) -> None:
     lease = (await granted(session, ttl_ns=30 * 10**9)).lease
     assert lease.context.ttl_ns == 30 * 10**9
     assert lease.runtime.remaining_ns == 30 * 10**9
@@ -101,7 +100,8 @@ async def test_the_life_of_a_lease_call_by_call(
     assert agent.connections == 2, "one for the calls and one for the list"
 
 
-async def test_devices_and_plans(autojump_clock: MockClock, session: Session) -> None:
+@pytest.mark.autojump
+async def test_devices_and_plans(session: Session) -> None:
     listed = await session.devices()
     assert [resource.kind for resource in listed.resources] == ["mem", "gpu"]
     assert (await session.plan(want(mem="1MiB"))).grantable
@@ -110,9 +110,8 @@ async def test_devices_and_plans(autojump_clock: MockClock, session: Session) ->
     assert refused.refusal.reason == "no_capacity"
 
 
-async def test_a_refusal_says_its_numbers_and_the_next_step(
-    autojump_clock: MockClock, session: Session
-) -> None:
+@pytest.mark.autojump
+async def test_a_refusal_says_its_numbers_and_the_next_step(session: Session) -> None:
     with pytest.raises(Refused) as caught:
         await granted(session, resources=want(mem="2GiB"))
     refusal = caught.value.refusal
@@ -123,7 +122,8 @@ async def test_a_refusal_says_its_numbers_and_the_next_step(
     assert caught.value.exit_status == EX_TEMPFAIL
 
 
-async def test_errors_are_typed(autojump_clock: MockClock, session: Session) -> None:
+@pytest.mark.autojump
+async def test_errors_are_typed(session: Session) -> None:
     with pytest.raises(NoSuchLease):
         await session.renew(NOBODY)
     with pytest.raises(NoSuchLease):
@@ -141,9 +141,8 @@ async def test_errors_are_typed(autojump_clock: MockClock, session: Session) -> 
     assert await session.leases() is not None, "the connection has survived all that"
 
 
-async def test_calls_by_name_and_streams_by_name(
-    autojump_clock: MockClock, session: Session
-) -> None:
+@pytest.mark.autojump
+async def test_calls_by_name_and_streams_by_name(session: Session) -> None:
     reply = await session.call("io.leased.Device.List")
     assert reply["resources"][0]["resource_id"] == "mem:node0:4096"
     async with session.follow_any("io.leased.Lease.Watch") as changes:
@@ -151,17 +150,15 @@ async def test_calls_by_name_and_streams_by_name(
     assert first == {"sequence": 0, "leases": [], "gap": False}
 
 
-async def test_a_stream_ends_with_its_last_reply(
-    autojump_clock: MockClock, session: Session
-) -> None:
+@pytest.mark.autojump
+async def test_a_stream_ends_with_its_last_reply(session: Session) -> None:
     await granted(session)
     async with session.follow(parameters.List(), replies.ListReply) as pages:
         assert [len(page.leases) async for page in pages] == [1]
 
 
-async def test_every_call_has_a_timeout(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
-) -> None:
+@pytest.mark.autojump
+async def test_every_call_has_a_timeout(session: Session, agent: SmallAgent) -> None:
     agent.hang.append(parameters.DeviceList)
     began = trio.current_time()
     with pytest.raises(CallTimeout) as caught:
@@ -172,8 +169,9 @@ async def test_every_call_has_a_timeout(
     assert (await session.devices()).resources, "on a new connection, in step"
 
 
+@pytest.mark.autojump
 async def test_a_cancelled_call_leaves_no_stale_reply(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     agent.hang.append(parameters.DeviceList)
     with trio.move_on_after(1):
@@ -181,8 +179,9 @@ async def test_a_cancelled_call_leaves_no_stale_reply(
     assert (await session.leases()).leases == []
 
 
+@pytest.mark.autojump
 async def test_a_lost_reply_is_asked_for_again_with_the_same_command_id(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     agent.drop_reply.append(parameters.Acquire)
     reply = await granted(session)
@@ -192,8 +191,9 @@ async def test_a_lost_reply_is_asked_for_again_with_the_same_command_id(
     assert len(agent.leases) == 1
 
 
+@pytest.mark.autojump
 async def test_a_list_that_breaks_off_is_asked_for_again(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     """A drain that is seen through looks for hours, over restarts of the agent."""
     await granted(session)
@@ -218,8 +218,9 @@ async def test_no_free_descriptor_is_an_agent_that_cannot_be_reached(
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.autojump
 async def test_each_logical_request_has_an_id_of_its_own(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     lease_id = (await granted(session)).lease.lease_id
     await session.renew(lease_id)
@@ -231,9 +232,8 @@ async def test_each_logical_request_has_an_id_of_its_own(
     assert ids[0] != ids[1] == ids[2]
 
 
-async def test_no_agent_is_said_at_once(
-    autojump_clock: MockClock, path: str, settings: dict[str, object]
-) -> None:
+@pytest.mark.autojump
+async def test_no_agent_is_said_at_once(path: str, settings: dict[str, object]) -> None:
     began = trio.current_time()
     async with connect(path, **settings) as session:
         with pytest.raises(AgentUnavailable, match="no agent at .*leasectl doctor"):
@@ -241,8 +241,9 @@ async def test_no_agent_is_said_at_once(
     assert trio.current_time() == began
 
 
+@pytest.mark.autojump
 async def test_an_agent_that_restarts_is_waited_for(
-    autojump_clock: MockClock, path: str, settings: dict[str, object], nursery: trio.Nursery
+    path: str, settings: dict[str, object], nursery: trio.Nursery
 ) -> None:
     agent = SmallAgent(trio_ns)
 
@@ -279,8 +280,9 @@ async def test_an_agent_that_restarts_is_waited_for(
     assert gaps[-1] == pytest.approx(1.0), "it backs off, and not for ever"
 
 
+@pytest.mark.autojump
 async def test_waiting_is_bounded_by_the_agent_and_then_by_us(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     lease_id = (await granted(session)).lease.lease_id
     agent.refuse[parameters.Wait] = Refusal(RefusalReason.WAIT_EXPIRED)
@@ -297,8 +299,9 @@ async def test_waiting_is_bounded_by_the_agent_and_then_by_us(
 
 
 @pytest.mark.parametrize("send", [True, False])
+@pytest.mark.autojump
 async def test_the_callers_pidfd_goes_with_acquire_and_join_where_the_kernel_needs_it(
-    autojump_clock: MockClock, agent: SmallAgent, path: str, settings: dict[str, object], send: bool
+    agent: SmallAgent, path: str, settings: dict[str, object], send: bool
 ) -> None:
     async with connect(path, **{**settings, "send_pidfd": send}) as session:
         acquire = parameters.Acquire(want(mem=4096))
@@ -313,8 +316,9 @@ async def test_the_callers_pidfd_goes_with_acquire_and_join_where_the_kernel_nee
     assert agent.calls(parameters.Describe)[0].pids == []
 
 
+@pytest.mark.autojump
 async def test_whether_the_kernel_proves_us_is_asked_of_the_kernel(
-    autojump_clock: MockClock, agent: SmallAgent, path: str, settings: dict[str, object]
+    agent: SmallAgent, path: str, settings: dict[str, object]
 ) -> None:
     release = tuple(int(part) for part in os.uname().release.split(".")[:2])
     async with connect(path, **{**settings, "send_pidfd": None}) as session:
@@ -323,8 +327,9 @@ async def test_whether_the_kernel_proves_us_is_asked_of_the_kernel(
     assert agent.calls(parameters.Join)[0].pids == ([] if release >= (6, 5) else [os.getpid()])
 
 
+@pytest.mark.autojump
 async def test_descriptors_of_a_reply_nobody_takes_are_closed(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     await session.call(
@@ -339,12 +344,9 @@ async def test_descriptors_of_a_reply_nobody_takes_are_closed(
     "nonsense",
     [b"{}x\0", b"[]\0", b"\xff\0", b'{"parameters":{"resources":3}}\0', b'{"parameters":7}\0'],
 )
+@pytest.mark.autojump
 async def test_an_agent_that_talks_nonsense_is_a_protocol_error(
-    autojump_clock: MockClock,
-    path: str,
-    settings: dict[str, object],
-    nursery: trio.Nursery,
-    nonsense: bytes,
+    path: str, settings: dict[str, object], nursery: trio.Nursery, nonsense: bytes
 ) -> None:
     async def babble(task_status: trio.TaskStatus[None]) -> None:
         plain = socket.socket(socket.AF_UNIX)
@@ -366,8 +368,9 @@ async def test_an_agent_that_talks_nonsense_is_a_protocol_error(
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.autojump
 async def test_descriptors_that_come_with_an_error_are_closed(
-    autojump_clock: MockClock, path: str, settings: dict[str, object], nursery: trio.Nursery
+    path: str, settings: dict[str, object], nursery: trio.Nursery
 ) -> None:
     sent: list[int] = []
 
@@ -401,8 +404,9 @@ def plain_of(sock: trio.socket.SocketType) -> socket.socket:
     return socket.fromfd(sock.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
 
 
+@pytest.mark.autojump
 async def test_two_tasks_share_a_session_without_mixing_replies(
-    autojump_clock: MockClock, session: Session, agent: SmallAgent
+    session: Session, agent: SmallAgent
 ) -> None:
     ids = [(await granted(session)).lease.lease_id for _ in range(8)]
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import trio
-import trio.testing
 
 from leased.durable.binding import Binding
 from leased.ports import AnchorSlot
@@ -17,6 +16,8 @@ from leased.terms.identity import LogId
 from leased.terms.moment import NS_PER_S
 from tests.doubles.clock import FakeClock
 from tests.doubles.counter import MemoryCounter
+
+pytestmark = pytest.mark.autojump
 
 HOUR = 3600 * NS_PER_S
 
@@ -71,30 +72,28 @@ class Bench:
                         self.seal()
 
 
-async def test_once_a_period(autojump_clock: trio.testing.MockClock) -> None:
+async def test_once_a_period() -> None:
     bench = Bench(MemoryCounter(5))
     await bench.run(5.5)
     assert (bench.counter.advances, bench.counter.value) == (5, 10)
     assert not bench.said
 
 
-async def test_not_while_nothing_is_sealed(autojump_clock: trio.testing.MockClock) -> None:
+async def test_not_while_nothing_is_sealed() -> None:
     bench = Bench(MemoryCounter(5))
     await bench.run(5.5, sealing=False)
     assert bench.counter.advances == 0
 
 
 @pytest.mark.parametrize("how", ["before", "after"])
-async def test_one_that_did_not_answer_is_asked_again(
-    autojump_clock: trio.testing.MockClock, how: str
-) -> None:
+async def test_one_that_did_not_answer_is_asked_again(how: str) -> None:
     bench = Bench(MemoryCounter(5))
     bench.counter.fail = how
     await bench.run(2.5)
     assert (bench.counter.value, len(bench.said)) == (7, 1)
 
 
-async def test_one_that_is_gone_ends_the_agent(autojump_clock: trio.testing.MockClock) -> None:
+async def test_one_that_is_gone_ends_the_agent() -> None:
     bench = Bench(MemoryCounter(5))
     bench.counter.gone = True
     with pytest.raises(ExceptionGroup) as ended:
@@ -103,7 +102,7 @@ async def test_one_that_is_gone_ends_the_agent(autojump_clock: trio.testing.Mock
     assert len(bench.said) == len(AGAIN_NS)
 
 
-async def test_somebody_elses_count_ends_the_agent(autojump_clock: trio.testing.MockClock) -> None:
+async def test_somebody_elses_count_ends_the_agent() -> None:
     bench = Bench(MemoryCounter(5))
     bench.counter.value = 8
     with pytest.raises(ExceptionGroup) as ended:

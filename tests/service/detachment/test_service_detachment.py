@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 
 from leased.lessor.table import LeaseTable
 from leased.ports import Holder
@@ -22,8 +21,9 @@ from tests.service.adoption.test_service_adoption import ONE, gpu_host
 GPU, ME = ResourceKind.GPU, os.getpid()
 
 
+@pytest.mark.autojump
 async def test_a_driver_is_let_go_when_nothing_of_it_is_held_and_taken_up_by_resume(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with open_house(tmp_path, host=gpu_host()) as house:
         devices, boss = house.host.devices, house.visit(operator=True)
@@ -54,9 +54,8 @@ async def test_a_driver_is_let_go_when_nothing_of_it_is_held_and_taken_up_by_res
         await boss.call("Lease.Acquire", resources=ONE, bind="deadline")
 
 
-async def test_what_is_not_drained_is_not_let_go(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_what_is_not_drained_is_not_let_go(tmp_path: Path) -> None:
     async with open_house(tmp_path, host=gpu_host()) as house:
         boss = house.visit(operator=True)
         await boss.call("Admin.Drain", resource_id="gpu:GPU-0")
@@ -65,8 +64,9 @@ async def test_what_is_not_drained_is_not_let_go(
         assert not house.host.devices.detached
 
 
+@pytest.mark.autojump
 async def test_a_start_in_the_middle_of_an_upgrade_leaves_the_driver_alone(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     host = gpu_host()
     async with open_house(tmp_path, host=host) as house:
@@ -80,9 +80,8 @@ async def test_a_start_in_the_middle_of_an_upgrade_leaves_the_driver_alone(
         assert list(devices.detached) == [GPU], "and no other kind"
 
 
-async def test_a_start_with_leases_that_go_on_opens_the_driver(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_start_with_leases_that_go_on_opens_the_driver(tmp_path: Path) -> None:
     async with open_house(tmp_path, host=gpu_host()) as house:
         boss = house.visit(operator=True)
         await boss.call("Lease.Acquire", resources=ONE, bind="deadline")

@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 import trio
-import trio.testing
 
 from leased.ctl.refusals import ADVICE
 from leased.terms import command as commands
@@ -31,6 +30,8 @@ from leased.terms.resource import Health, Inventory, ResourceKind
 from tests.doubles.calling import House, Visitor, memory, open_house
 from tests.doubles.devices import Fault, small_inventory
 from tests.doubles.serving import Host
+
+pytestmark = pytest.mark.autojump
 
 ACME, BETA = 1000, 2000
 POOL = "mem:node0:4096"
@@ -353,7 +354,7 @@ def host_of(row: Row) -> Host:
 
 @pytest.mark.parametrize("reason", ROWS)
 async def test_a_refusal_is_typed_dated_sealed_and_explained(
-    reason: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
+    reason: str, tmp_path: Path
 ) -> None:
     row = ROWS[reason]
     async with open_house(tmp_path, host=host_of(row)) as house:

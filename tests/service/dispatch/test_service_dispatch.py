@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 
 from leased.ports import Access
 from leased.terms.errors import CallerError, DeviceError
@@ -45,9 +44,8 @@ async def acquired(visitor: Visitor, pages: int = 1, **how: object) -> dict:
     return await visitor.call("Lease.Acquire", resources=memory(pages), **{**MINE, **how})
 
 
-async def test_a_lease_comes_with_its_memory_and_its_receipt(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_lease_comes_with_its_memory_and_its_receipt(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         me = house.visit()
         reply = await acquired(me, 3)
@@ -67,9 +65,8 @@ sys.stdin.read()
 """
 
 
-async def test_whoever_inherits_a_connection_is_not_who_connected(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_whoever_inherits_a_connection_is_not_who_connected(tmp_path: Path) -> None:
     """The number of who did may be somebody else's by now: a lease for it would end by that one's
     death, and its deadline would be his."""
     processes: list[subprocess.Popen[bytes]] = []
@@ -97,9 +94,8 @@ async def test_whoever_inherits_a_connection_is_not_who_connected(
 # ---- the same request again ----------------------------------------------------------------------
 
 
-async def test_a_repeated_request_gets_the_same_lease_again(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_repeated_request_gets_the_same_lease_again(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         one = await acquired(house.visit(), command_id=ID)
         other = house.visit()
@@ -109,8 +105,9 @@ async def test_a_repeated_request_gets_the_same_lease_again(
 
 
 @pytest.mark.parametrize("when", ["revoking", "scrubbing", "verifying", "reclaimed", "fenced"])
+@pytest.mark.autojump
 async def test_a_repeated_request_for_a_lease_that_is_over_hands_nothing_out(
-    when: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
+    when: str, tmp_path: Path
 ) -> None:
     """After the cut nobody gets in again, and the question does not bring the agent down."""
     async with open_house(tmp_path) as house:
@@ -138,9 +135,8 @@ async def test_a_repeated_request_for_a_lease_that_is_over_hands_nothing_out(
         await house.visit().call("Lease.List")
 
 
-async def test_a_failed_grant_is_a_typed_refusal(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_failed_grant_is_a_typed_refusal(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         fault = Fault(DeviceError("mem_create", errno.ENOMEM))
         house.host.devices.fault = lambda verb, lease: fault if verb == "prepare" else None
@@ -156,8 +152,9 @@ KEY = Access("mem:node0:4096", "LEASE_RKEY", "0x5ec2e7")
 TOLD = {"resource_id": KEY.resource_id, "name": KEY.name, "value": KEY.value}
 
 
+@pytest.mark.autojump
 async def test_what_a_holder_must_know_comes_with_the_grant_and_whenever_it_asks(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with open_house(tmp_path) as house:
         house.host.devices.told[KEY.resource_id] = (KEY,)
@@ -173,9 +170,8 @@ async def test_what_a_holder_must_know_comes_with_the_grant_and_whenever_it_asks
         assert (await me.call("Lease.Describe", lease_id=lease))["access"] == []
 
 
-async def test_whoever_joins_gets_its_environment_and_its_descriptors(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_whoever_joins_gets_its_environment_and_its_descriptors(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         house.host.devices.told[KEY.resource_id] = (KEY, KEY)
         lease = lease_id(await acquired(house.visit(), 3)).hex()
@@ -188,9 +184,8 @@ async def test_whoever_joins_gets_its_environment_and_its_descriptors(
         assert os.fstat(other.fds[0]).st_size == 3 * 4096
 
 
-async def test_a_restarted_agent_asks_once_how_a_lease_is_reached(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_restarted_agent_asks_once_how_a_lease_is_reached(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         house.host.devices.told[KEY.resource_id] = (KEY,)
         me = house.visit()
@@ -207,8 +202,9 @@ async def test_a_restarted_agent_asks_once_how_a_lease_is_reached(
             assert _asked(house) == before + 1
 
 
+@pytest.mark.autojump
 async def test_a_driver_that_does_not_say_is_a_typed_error_for_that_caller_alone(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with open_house(tmp_path) as house:
         me = house.visit()
@@ -222,8 +218,9 @@ async def test_a_driver_that_does_not_say_is_a_typed_error_for_that_caller_alone
         assert (await me.call("Lease.Describe", lease_id=lease.hex()))["access"] == []
 
 
+@pytest.mark.autojump
 async def test_a_lease_that_ends_while_the_driver_is_asked_tells_nothing(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with open_house(tmp_path) as house:
         house.host.devices.told[KEY.resource_id] = (KEY,)
@@ -264,24 +261,25 @@ async def _left_while_waiting(house: House, me: Visitor, requests: int, command_
     assert len(house.agent.lessor.queue) == 0, "nobody is there to take it"
 
 
-async def test_a_place_in_the_queue_is_given_up_with_its_connection(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_place_in_the_queue_is_given_up_with_its_connection(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         await acquired(house.visit(), 1024, ttl_ns=3600 * 10**9)
         await _left_while_waiting(house, house.visit(), 1, ID)
 
 
+@pytest.mark.autojump
 async def test_a_request_sent_twice_over_one_connection_is_given_up_with_it(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with open_house(tmp_path) as house:
         await acquired(house.visit(), 1024, ttl_ns=3600 * 10**9)
         await _left_while_waiting(house, house.visit(), 2, ID)
 
 
+@pytest.mark.autojump
 async def test_who_hangs_up_while_the_lease_is_prepared_gets_no_descriptor_leaked(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with open_house(tmp_path) as house:
         gate = house.host.devices.gates["prepare"]
@@ -302,8 +300,9 @@ async def test_who_hangs_up_while_the_lease_is_prepared_gets_no_descriptor_leake
         assert descriptors() <= before - 2
 
 
+@pytest.mark.autojump
 async def test_calls_behind_one_whose_answer_ends_the_connection_are_not_begun(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     """The peer is gone when the first answer is written; the calls that came with it go with it."""
     async with open_house(tmp_path) as house:
@@ -323,9 +322,8 @@ async def test_calls_behind_one_whose_answer_ends_the_connection_are_not_begun(
 # ---- who may -------------------------------------------------------------------------------------
 
 
-async def test_another_tenant_finds_nothing_and_changes_nothing(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_another_tenant_finds_nothing_and_changes_nothing(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         mine, theirs = house.visit(uid=1000), house.visit(uid=2000)
         lease = (await acquired(mine))["lease"]["lease_id"]
@@ -340,9 +338,8 @@ async def test_another_tenant_finds_nothing_and_changes_nothing(
         assert await stranger.ended()
 
 
-async def test_the_users_door_serves_no_orders(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_the_users_door_serves_no_orders(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         me = house.visit()
         for method in ("Revoke", "Drain", "Fence", "Unfence", "Adopt", "Reload", "Status"):
@@ -350,9 +347,8 @@ async def test_the_users_door_serves_no_orders(
             assert name == "InterfaceNotFound", method
 
 
-async def test_the_chain_is_for_operators(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_the_chain_is_for_operators(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         me = house.visit()
         for method, how in (
@@ -369,9 +365,8 @@ async def test_the_chain_is_for_operators(
 # ---- walls ---------------------------------------------------------------------------------------
 
 
-async def test_nobody_joins_a_lease_that_ended_while_its_leaf_was_made(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_nobody_joins_a_lease_that_ended_while_its_leaf_was_made(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         me = house.visit()
         lease = lease_id(await acquired(me))
@@ -389,9 +384,8 @@ async def test_nobody_joins_a_lease_that_ended_while_its_leaf_was_made(
         assert not house.host.devices.joined and not len(house.agent.custodian)
 
 
-async def test_whoever_comes_in_after_the_cut_is_put_out(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_whoever_comes_in_after_the_cut_is_put_out(tmp_path: Path) -> None:
     """The reaper cut while the process was on its way into the leaf, and does not cut twice."""
     async with open_house(tmp_path) as house:
         lease = lease_id(await acquired(house.visit()))
@@ -412,9 +406,8 @@ async def test_whoever_comes_in_after_the_cut_is_put_out(
         os.close(pidfd)
 
 
-async def test_adopt_with_a_descriptor_that_is_no_pidfd_leaks_none(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_adopt_with_a_descriptor_that_is_no_pidfd_leaks_none(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         boss = house.visit(operator=True)
         lease = (await acquired(boss))["lease"]["lease_id"]
@@ -500,9 +493,8 @@ async def test_a_log_that_cannot_be_read_is_an_answer_and_no_end_of_the_agent(
 # ---- policies ------------------------------------------------------------------------------------
 
 
-async def test_a_tenant_that_calls_too_often_is_told_until_when(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_tenant_that_calls_too_often_is_told_until_when(tmp_path: Path) -> None:
     slow = TenantLimits(api_rate=Rate(4, NS_PER_S))
     policy = Policy(tenants=((TenantId("acme"), slow),))
     async with open_house(tmp_path, host=Host(policy=policy)) as house:
@@ -525,9 +517,8 @@ async def test_a_tenant_that_calls_too_often_is_told_until_when(
         await me.call("Lease.Release", lease_id=lease)
 
 
-async def test_a_policy_is_put_in_force_over_the_admin_socket(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_policy_is_put_in_force_over_the_admin_socket(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         operator, me = house.visit(operator=True), house.visit(uid=1000)
         told = await operator.call("Admin.SetPolicy", document='{"leases_max": 1}')
@@ -549,9 +540,8 @@ async def test_a_policy_is_put_in_force_over_the_admin_socket(
         assert [path.stem for path in (tmp_path / "policies").iterdir()] == [told["policy_hash"]]
 
 
-async def test_time_that_jumps_waits_for_a_thread(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_time_that_jumps_waits_for_a_thread(tmp_path: Path) -> None:
     """A policy is written in a thread: however slow the disk is, no lease of the test ends."""
     async with open_house(tmp_path):
         before = trio.current_time()

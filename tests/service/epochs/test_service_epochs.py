@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import pytest
 import trio
-import trio.testing
 
 from leased.chain.epochs import EpochKey, Ratchet
 from leased.service.log.epochs import Epochs
 from leased.terms.command import Command, Heartbeat
 from leased.terms.moment import NS_PER_S
 from tests.doubles.clock import FakeClock
+
+pytestmark = pytest.mark.autojump
 
 MINUTE = 60 * NS_PER_S
 
@@ -66,9 +67,7 @@ async def _at_once(call: Callable[..., None], *arguments: object) -> None:
     call(*arguments)
 
 
-async def test_every_epoch_is_sealed_though_nothing_happens(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_every_epoch_is_sealed_though_nothing_happens() -> None:
     bench = Bench()
     with trio.move_on_after(60 * 3.5):
         await bench.epochs.run()
@@ -77,9 +76,7 @@ async def test_every_epoch_is_sealed_though_nothing_happens(
     assert bench.published == [f"head of epoch {epoch}" for epoch in (1, 2, 3)]
 
 
-async def test_a_key_that_cannot_be_forgotten_ends_the_agent(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_key_that_cannot_be_forgotten_ends_the_agent() -> None:
     bench = Bench()
     bench.fault = OSError(errno.EIO, "the disk says no")
     with pytest.raises(ExceptionGroup) as ended:
@@ -87,9 +84,7 @@ async def test_a_key_that_cannot_be_forgotten_ends_the_agent(
     assert ended.group_contains(OSError, match="the disk says no")
 
 
-async def test_a_full_disk_keeps_the_note_away_and_nothing_else(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_full_disk_keeps_the_note_away_and_nothing_else() -> None:
     bench = Bench()
     bench.full = OSError(errno.ENOSPC, "no space")
     with trio.move_on_after(60 * 2.5):

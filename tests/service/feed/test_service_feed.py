@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 import trio
-import trio.testing
 
 from leased.service.sequencer import Told
 from leased.service.telling.feed import Feed
@@ -33,9 +32,8 @@ async def test_every_batch_arrives_once_and_in_order() -> None:
     assert feed.sequence == 9
 
 
-async def test_who_lags_gets_one_gap_and_then_nothing(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.autojump
+async def test_who_lags_gets_one_gap_and_then_nothing() -> None:
     feed = Feed(lambda lease_id: None)
     with feed.subscribe(backlog=3) as slow, feed.subscribe(backlog=100) as quick:
         for sequence in range(50):
@@ -69,9 +67,8 @@ async def test_who_has_left_costs_nothing() -> None:
     assert waited.cancelled_caught
 
 
-async def test_nothing_uncommitted_is_ever_shown(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.autojump
+async def test_nothing_uncommitted_is_ever_shown() -> None:
     async with Host().standing() as host, host.agent() as agent:
         with agent.feed.subscribe() as subscription:
             agent.journal.gate.shut()

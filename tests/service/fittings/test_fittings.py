@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 import trio
-import trio.testing
 
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
@@ -84,9 +83,8 @@ async def test_after_the_cut_the_failure_of_one_keeps_no_other_from_being_asked(
     assert verdict.unproven == {DISK: 1000}, "a question without an answer proves nothing"
 
 
-async def test_what_overruns_its_bound_has_failed_at_the_bound(
-    bench: Bench, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_what_overruns_its_bound_has_failed_at_the_bound(bench: Bench) -> None:
     one = lease(GPU, DISK)
     await bench.fittings.prepare(one, "", ())
     bench.gpus.slow_s = {"scrub": 5.1, "prove": 4.1}
@@ -102,8 +100,9 @@ async def test_what_overruns_its_bound_has_failed_at_the_bound(
 
 
 @pytest.mark.parametrize("of_one_drive", [False, True])
+@pytest.mark.autojump
 async def test_what_waits_in_line_has_the_bounds_of_all_in_the_line(
-    bench: Bench, autojump_clock: trio.testing.MockClock, of_one_drive: bool
+    bench: Bench, of_one_drive: bool
 ) -> None:
     """Three namespaces, of which a drive erases one after the other within the bound of each, were
     all fenced at the bound of one."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
@@ -73,9 +74,8 @@ async def test_a_gpu_without_events_is_never_heard() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_lost_listener_is_replaced_and_the_gap_is_known(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.autojump
+async def test_a_lost_listener_is_replaced_and_the_gap_is_known() -> None:
     before_ns = now_ns()
     script = Script(Heard(()), killed(), Heard(()), hung(), Heard(()))
     ear, _, crew = ear_of(script)
@@ -90,9 +90,8 @@ async def test_a_lost_listener_is_replaced_and_the_gap_is_known(
     assert crew.running == set()
 
 
-async def test_nobody_is_sent_after_a_listener_that_does_not_die(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.autojump
+async def test_nobody_is_sent_after_a_listener_that_does_not_die() -> None:
     script = Script()
     ear, _, crew = ear_of(script)
     crew.stuck.add(WORKER)

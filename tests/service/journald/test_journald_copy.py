@@ -15,7 +15,6 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
-import trio.testing
 
 from leased.service.config import JournaldCopy
 from leased.service.sequencer import Told
@@ -26,6 +25,8 @@ from leased.terms.identity import BootId, CommandId, EventId, LeaseId, TenantId
 from leased.terms.lease import Priority, RevocationReason, Subject, Trust
 from leased.terms.moment import NS_PER_S, Moment
 from leased.terms.resource import Allotment, Inventory, ResourceKind, TierKind
+
+pytestmark = pytest.mark.autojump
 
 CATALOG = Path(__file__).resolve().parents[3] / "systemd" / "leased.catalog"
 MEMORY = Allotment("mem:node0:4096", ResourceKind.MEM, TierKind.DRAM, 1 << 28)
@@ -239,9 +240,7 @@ def test_a_storm_is_bounded_and_counted(journal: socket.socket) -> None:
     out.close()
 
 
-async def test_what_was_dropped_is_said(
-    journal: socket.socket, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_what_was_dropped_is_said(journal: socket.socket) -> None:
     out = copier(journal, burst_events_max=1, events_per_s_max=1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(out.run)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import socket
 
+import pytest
 import trio
 import trio.testing
 
@@ -14,6 +15,8 @@ from leased.service.config import JournaldCopy
 from leased.service.telling.journald import BACKLOG_MAX, KEPT_MAX, Journald
 from leased.service.telling.narration import CRITICAL, NOTICE
 from tests.service.journald.test_journald_copy import Ticks, copier, entries, journal
+
+pytestmark = pytest.mark.autojump
 
 __all__ = ["journal"]
 
@@ -31,7 +34,7 @@ def stuff(out: Journald) -> None:
 
 
 async def test_a_journal_that_reads_later_has_them_in_their_order(
-    journal: socket.socket, autojump_clock: trio.testing.MockClock
+    journal: socket.socket,
 ) -> None:
     out = copier(journal)
     stuff(out)
@@ -82,7 +85,7 @@ def test_a_full_backlog_makes_room_for_one(journal: socket.socket) -> None:
 
 
 async def test_the_end_waits_a_moment_for_the_journal_and_then_says_it_elsewhere(
-    journal: socket.socket, autojump_clock: trio.testing.MockClock
+    journal: socket.socket,
 ) -> None:
     read, write = os.pipe()
     out = Journald(

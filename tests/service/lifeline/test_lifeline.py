@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 
 import leased
 from leased.service.lifeline import ADMIN_SOCKET, USER_SOCKET, Lifeline, take_listen_fds
 from leased.terms.errors import StateError
 from leased.terms.moment import NS_PER_S
+
+pytestmark = pytest.mark.autojump
 
 UNITS = Path(__file__).resolve().parents[3] / "systemd"
 
@@ -91,7 +92,7 @@ def test_only_our_own_watchdog_counts(environment: dict[str, str], watchdog_ns: 
 
 
 async def test_the_watchdog_is_fed_only_by_a_heartbeat_that_came_back(
-    manager: socket.socket, autojump_clock: trio.testing.MockClock
+    manager: socket.socket,
 ) -> None:
     lifeline = Lifeline(manager.getsockname(), 30 * NS_PER_S)
     stuck_after = 3

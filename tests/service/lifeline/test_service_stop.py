@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
-import trio.testing
 
 from leased.service import daemon
 from leased.service.config import Config
 from leased.service.lifeline import Lifeline
+
+pytestmark = pytest.mark.autojump
 
 
 class Busy:
@@ -28,9 +30,7 @@ class Busy:
         self.said.append(message)
 
 
-async def test_a_stop_that_could_not_be_sealed_is_told(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_stop_that_could_not_be_sealed_is_told() -> None:
     busy = Busy()
     await daemon._stop(busy, Lifeline(None, None), Config())  # type: ignore[arg-type]
     [line] = busy.said

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 
 from leased.hardware.clock import BootClock
 from leased.service.api.disposal import OWED_MAX, Disposal
@@ -100,8 +99,9 @@ async def _answers(house: House, began_s: float) -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("kind", [*KINDS, "too many", "out of band", "behind a byte out of band"])
+@pytest.mark.autojump
 async def test_a_descriptor_that_lingers_holds_up_nobody(
-    kind: str, named: bool, linger: Linger, tmp_path: Path, autojump_clock: trio.testing.MockClock
+    kind: str, named: bool, linger: Linger, tmp_path: Path
 ) -> None:
     async with open_house(tmp_path, names_peers=named) as house:
         me, began_s = house.visit(), time.monotonic()
@@ -124,8 +124,9 @@ async def test_a_descriptor_that_lingers_holds_up_nobody(
 
 
 @pytest.mark.parametrize("flags", [0, socket.MSG_OOB])
+@pytest.mark.autojump
 async def test_what_nobody_reads_of_who_is_not_let_in_holds_up_nobody(
-    flags: int, linger: Linger, tmp_path: Path, autojump_clock: trio.testing.MockClock
+    flags: int, linger: Linger, tmp_path: Path
 ) -> None:
     async with open_house(tmp_path, limits=Sockets(connections_per_uid_max=2)) as house:
         inside, began_s = house.visit(), time.monotonic()
@@ -146,9 +147,8 @@ def _close(file: int) -> None:
         os.close(file)
 
 
-async def test_a_file_that_nobody_can_close_is_not_taken(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_file_that_nobody_can_close_is_not_taken(tmp_path: Path) -> None:
     """A thread that closes one can be ended by nobody, and would keep the whole agent from it."""
     (tmp_path / "files").mkdir()
     with stuck_files(tmp_path / "files") as files:
@@ -169,9 +169,8 @@ async def test_a_file_that_nobody_can_close_is_not_taken(
             assert not (await house.visit().call("Lease.List"))["leases"]
 
 
-async def test_who_sends_its_own_end_keeps_no_place(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_who_sends_its_own_end_keeps_no_place(tmp_path: Path) -> None:
     """While nobody reads it that end is open, whoever has closed it."""
     async with open_house(tmp_path) as house:
         me, other = house.visit(), house.visit()
@@ -184,9 +183,8 @@ async def test_who_sends_its_own_end_keeps_no_place(
         assert house.agent.listener.connections == 1
 
 
-async def test_who_owes_many_sends_no_more(
-    linger: Linger, tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_who_owes_many_sends_no_more(linger: Linger, tmp_path: Path) -> None:
     """Nobody changes his uid meanwhile: glibc tells every thread by a signal, which ends a wait."""
     async with open_house(tmp_path, names_peers=False) as house:
         other, began_s = house.visit(uid=2000), time.monotonic()

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 
 from leased.hardware.clock import BootClock
 from leased.service.api.listener import TOGETHER
@@ -34,8 +33,9 @@ ACQUIRE = {"resources": memory(), "bind": "deadline"}
 # ---- many at once --------------------------------------------------------------------------------
 
 
+@pytest.mark.autojump
 async def test_all_who_ask_in_one_turn_are_answered_whatever_the_others_send(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     """Many more than are read by one call, the first of whom send more than fits into it."""
     heavy = b'{"method":"' + b"x" * (READ_BYTES - 11)  # a message that has only begun
@@ -56,9 +56,8 @@ async def test_all_who_ask_in_one_turn_are_answered_whatever_the_others_send(
 # ---- limits --------------------------------------------------------------------------------------
 
 
-async def test_one_uid_has_so_many_connections(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_one_uid_has_so_many_connections(tmp_path: Path) -> None:
     limits = Sockets(connections_per_uid_max=3, connections_max=100)
     async with open_house(tmp_path, limits=limits) as house:
         held = [house.visit(uid=1000) for _ in range(3)]
@@ -75,9 +74,8 @@ async def test_one_uid_has_so_many_connections(
         await house.visit(uid=1000).call("Lease.List")
 
 
-async def test_all_together_have_so_many_connections(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_all_together_have_so_many_connections(tmp_path: Path) -> None:
     limits = Sockets(connections_per_uid_max=100, connections_max=4)
     async with open_house(tmp_path, limits=limits) as house:
         for uid in (1000, 1000, 2000, 0):
@@ -87,9 +85,8 @@ async def test_all_together_have_so_many_connections(
         assert house.agent.listener is not None and house.agent.listener.connections == 4
 
 
-async def test_one_uid_has_no_more_connections_than_it_leaves(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_one_uid_has_no_more_connections_than_it_leaves(tmp_path: Path) -> None:
     """Nor have two of them together: whoever comes next finds room."""
     limits = Sockets(connections_per_uid_max=32, connections_max=32)
     async with open_house(tmp_path, limits=limits) as house:
@@ -105,9 +102,8 @@ async def test_one_uid_has_no_more_connections_than_it_leaves(
             await house.visit(operator=True).call("Lease.List")
 
 
-async def test_one_uid_has_no_more_sent_of_requests_than_it_leaves(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_one_uid_has_no_more_sent_of_requests_than_it_leaves(tmp_path: Path) -> None:
     limits = Sockets(message_bytes_max=4096, unfinished_bytes_max=32768)
     async with open_house(tmp_path, limits=limits) as house:
         for uid, share in ((1000, 4), (2000, 2), (1001, 1)):
@@ -137,9 +133,8 @@ async def test_one_uid_has_no_more_sent_of_requests_than_it_leaves(
         assert house.agent.listener.unfinished_bytes == 0
 
 
-async def test_a_message_has_so_many_bytes(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_message_has_so_many_bytes(tmp_path: Path) -> None:
     async with open_house(tmp_path, limits=Sockets(message_bytes_max=4096)) as house:
         me = house.visit()
         await me.send(b"{" + b" " * 8192)
@@ -147,9 +142,8 @@ async def test_a_message_has_so_many_bytes(
         assert await me.ended()
 
 
-async def test_one_connection_has_so_many_calls_unanswered(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_one_connection_has_so_many_calls_unanswered(tmp_path: Path) -> None:
     async with open_house(tmp_path, limits=Sockets(calls_queued_max=4)) as house:
         house.agent.journal.gate.shut()
         house.agent.submit(house.host.acquire(1))
@@ -170,9 +164,8 @@ async def _much_to_say(house: House) -> None:
         await house.agent.lease(1, caller=ROOT, ttl_s=3600)
 
 
-async def test_a_peer_that_does_not_read_is_cut_off_in_time(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_peer_that_does_not_read_is_cut_off_in_time(tmp_path: Path) -> None:
     limits = Sockets(write_timeout_ns=10 * NS_PER_S)
     async with open_house(tmp_path, limits=limits) as house:
         await _much_to_say(house)
@@ -187,9 +180,8 @@ async def test_a_peer_that_does_not_read_is_cut_off_in_time(
         await other.call("Lease.List")
 
 
-async def test_a_peer_that_reads_slowly_gets_everything_in_order(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_peer_that_reads_slowly_gets_everything_in_order(tmp_path: Path) -> None:
     async with open_house(tmp_path, limits=Sockets(write_timeout_ns=10 * NS_PER_S)) as house:
         await _much_to_say(house)
         slow = house.visit()
@@ -203,8 +195,9 @@ async def test_a_peer_that_reads_slowly_gets_everything_in_order(
         await slow.call("Lease.List")
 
 
+@pytest.mark.autojump
 async def test_descriptors_that_cannot_be_sent_yet_arrive_later_or_are_closed(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with open_house(tmp_path, limits=Sockets(write_timeout_ns=10 * NS_PER_S)) as house:
         await _much_to_say(house)
@@ -228,8 +221,9 @@ async def test_descriptors_that_cannot_be_sent_yet_arrive_later_or_are_closed(
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("kind", ["malformed", "unknown method", "in pieces", "too many"])
+@pytest.mark.autojump
 async def test_descriptors_with_calls_that_go_nowhere_do_not_pile_up(
-    kind: str, named: bool, tmp_path: Path, autojump_clock: trio.testing.MockClock
+    kind: str, named: bool, tmp_path: Path
 ) -> None:
     async with open_house(tmp_path, names_peers=named) as house:
         await house.visit().call("Lease.List")
@@ -254,8 +248,9 @@ async def test_descriptors_with_calls_that_go_nowhere_do_not_pile_up(
         assert extra <= 0, f"{extra} descriptors of a peer are kept for calls that never come"
 
 
+@pytest.mark.autojump
 async def test_descriptors_behind_a_fault_are_not_kept_while_an_earlier_call_takes_its_time(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with open_house(tmp_path, names_peers=False) as house:
         me = house.visit()
@@ -274,9 +269,8 @@ async def test_descriptors_behind_a_fault_are_not_kept_while_an_earlier_call_tak
         assert await me.ended()
 
 
-async def test_a_descriptor_goes_with_its_own_call(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_descriptor_goes_with_its_own_call(tmp_path: Path) -> None:
     """A call that is refused takes its descriptor with it, and the next one has its own."""
     async with open_house(tmp_path) as house:
         boss = house.visit(operator=True)
@@ -292,9 +286,8 @@ async def test_a_descriptor_goes_with_its_own_call(
         assert house.host.devices.adoptions.moved == [(lease, os.getpid())]
 
 
-async def test_connections_leave_nothing_behind(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_connections_leave_nothing_behind(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         await house.visit().call("Lease.List")
         await trio.sleep(1)
@@ -326,9 +319,8 @@ peer.sendall(sys.stdin.buffer.read())
 """
 
 
-async def test_who_sends_no_more_has_its_answers_first(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_who_sends_no_more_has_its_answers_first(tmp_path: Path) -> None:
     """`printf ... | socat - UNIX:...` shuts down its sending half: a grant that was under way went
     to nobody, and lived out its term."""
     async with open_house(tmp_path) as house:
@@ -354,9 +346,8 @@ async def test_who_sends_no_more_has_its_answers_first(
         assert listener.connections == 0
 
 
-async def test_who_is_gone_before_being_let_in_gets_no_lease(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_who_is_gone_before_being_let_in_gets_no_lease(tmp_path: Path) -> None:
     """The process has been reaped; only its bytes are left in the socket."""
     async with open_house(tmp_path) as house:
         subprocess.run(
@@ -371,9 +362,8 @@ async def test_who_is_gone_before_being_let_in_gets_no_lease(
         await house.visit().call("Lease.List")
 
 
-async def test_who_gave_up_before_the_agent_had_its_turn_gets_no_lease(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_who_gave_up_before_the_agent_had_its_turn_gets_no_lease(tmp_path: Path) -> None:
     """The agent hung (SIGSTOP, a host that was suspended): whoever asked has gone."""
     async with open_house(tmp_path) as house:
         known, new = house.visit(), house.visit()
@@ -391,9 +381,8 @@ async def test_who_gave_up_before_the_agent_had_its_turn_gets_no_lease(
 
 
 @pytest.mark.parametrize("left", [0, 1, 2, 3])
-async def test_an_agent_out_of_descriptors_refuses_and_lives(
-    left: int, tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_an_agent_out_of_descriptors_refuses_and_lives(left: int, tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         me: Visitor = house.visit()
         await me.send(message("Lease.Acquire", resources=memory(), bind="process"))
@@ -415,8 +404,9 @@ class Turns(trio.abc.Instrument):
         self.count += task.name.endswith("Listener.run")
 
 
+@pytest.mark.autojump
 async def test_somebody_at_the_door_for_whom_there_is_no_descriptor_takes_no_processor(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with open_house(tmp_path) as house:
         inside, waiting, turns = house.visit(), house.visit(), Turns()

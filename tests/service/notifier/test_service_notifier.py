@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 
 from leased.service.notifier import Notifier
 from leased.terms.command import Drain
@@ -22,6 +21,8 @@ from tests.doubles.calling import memory, open_house
 from tests.doubles.desk import OPERATOR
 from tests.doubles.host import not_proven
 from tests.doubles.leases import lease as some_lease
+
+pytestmark = pytest.mark.autojump
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ def test_a_notice_that_cannot_be_written_is_lost_and_nothing_else(tmp_path: Path
 
 
 async def test_a_drain_reaches_the_lease_directory_and_the_end_takes_it_away(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with open_house(tmp_path) as house:
         me = house.visit()

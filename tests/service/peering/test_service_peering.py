@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-import trio.testing
 
 from leased.hardware.rdma.protocol import MAY_ATOMIC, MAY_READ, MAY_WRITE
 from leased.terms.errors import DeviceError
@@ -22,6 +21,8 @@ from tests.doubles.calling import House, Visitor, memory, open_house
 from tests.doubles.devices import small_inventory
 from tests.doubles.peers import PEERS_MAX
 from tests.doubles.serving import Host
+
+pytestmark = pytest.mark.autojump
 
 ONE = "mem:rdma-0000000000000001:node0:4096"
 OTHER = "mem:rdma-0000000000000002:node0:4096"
@@ -57,9 +58,7 @@ def peers(house: House, lease_id: str) -> list[Any]:
     return list(found.values())
 
 
-async def test_a_peer_gets_our_end_and_a_key_for_each_region(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_peer_gets_our_end_and_a_key_for_each_region(tmp_path: Path) -> None:
     async with open_house(tmp_path, host=remote_host()) as house:
         me = house.visit()
         lease = await acquired(me, ONE, ONE)
@@ -81,9 +80,7 @@ async def test_a_peer_gets_our_end_and_a_key_for_each_region(
         assert (name, why["errno"]) == ("DeviceError", errno.ENOENT)
 
 
-async def test_a_lease_on_several_devices_must_say_which(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_lease_on_several_devices_must_say_which(tmp_path: Path) -> None:
     async with open_house(tmp_path, host=remote_host()) as house:
         me = house.visit()
         lease = await acquired(me, ONE, OTHER)
@@ -93,9 +90,7 @@ async def test_a_lease_on_several_devices_must_say_which(
         assert [one["resource_id"] for one in reply["regions"]] == [OTHER]
 
 
-async def test_what_cannot_be_meant_is_refused_in_words(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_what_cannot_be_meant_is_refused_in_words(tmp_path: Path) -> None:
     async with open_house(tmp_path, host=remote_host()) as house:
         me = house.visit()
         plain = await me.call("Lease.Acquire", resources=memory(), bind="deadline")
@@ -119,9 +114,7 @@ async def test_what_cannot_be_meant_is_refused_in_words(
         assert not peers(house, lease)
 
 
-async def test_nobody_else_connects_to_anothers_lease(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_nobody_else_connects_to_anothers_lease(tmp_path: Path) -> None:
     async with open_house(tmp_path, host=remote_host()) as house:
         mine, theirs = house.visit(uid=1000), house.visit(uid=2000)
         lease = await acquired(mine, ONE)
@@ -133,9 +126,7 @@ async def test_nobody_else_connects_to_anothers_lease(
 
 
 @pytest.mark.parametrize("when", ["revoking", "reclaimed"])
-async def test_nobody_is_connected_to_a_lease_that_has_ended(
-    when: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_nobody_is_connected_to_a_lease_that_has_ended(when: str, tmp_path: Path) -> None:
     async with open_house(tmp_path, host=remote_host()) as house:
         me = house.visit()
         lease = await acquired(me, ONE)
@@ -147,9 +138,7 @@ async def test_nobody_is_connected_to_a_lease_that_has_ended(
         assert name == "CallerError" and "ended" in why["why"]
 
 
-async def test_an_owner_that_fails_or_is_full_is_a_typed_error(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_an_owner_that_fails_or_is_full_is_a_typed_error(tmp_path: Path) -> None:
     async with open_house(tmp_path, host=remote_host()) as house:
         me = house.visit()
         lease = await acquired(me, ONE)

@@ -21,8 +21,9 @@ POLICY = Policy(leases_max=7)
 
 
 @pytest.mark.parametrize("reloads", [False, True])
+@pytest.mark.autojump
 async def test_a_disk_that_refuses_a_policy_ends_the_agent(
-    reloads: bool, tmp_path: Path, autojump_clock: trio.testing.MockClock
+    reloads: bool, tmp_path: Path
 ) -> None:
     adopted: list[Config] = []
     with pytest.raises(ExceptionGroup) as raised:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
 import trio
-import trio.testing
 
 from leased.chain.certificate import Role
 from leased.service.fleet.config import Listening
@@ -19,6 +19,8 @@ from tests.doubles.clock import FakeClock
 from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.logs import open_in
 
+pytestmark = pytest.mark.autojump
+
 NODE = b"\xab" * 16
 YEAR_NS = 365 * 86_400 * NS_PER_S
 
@@ -28,7 +30,7 @@ async def _ask(_: Command) -> Reply:
 
 
 async def test_a_door_that_a_wrong_clock_keeps_shut_opens_when_that_is_right(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     pki = FleetPki(tmp_path / "pki")
     mine = pki.issue(Role.NODE, NODE.hex())

@@ -9,7 +9,6 @@ import subprocess
 import msgspec
 import pytest
 import trio
-import trio.testing
 
 from leased.durable.sealkey import load_seal_key
 from leased.service.recovery import seal_repair
@@ -27,12 +26,12 @@ from tests.doubles.logs import CountedEntropy, open_on, write_batches
 from tests.doubles.reaper import Slot
 from tests.doubles.serving import Host, descriptors
 
+pytestmark = pytest.mark.autojump
+
 PAGES = 1024
 
 
-async def test_what_the_reaper_holds_goes_on_to_the_same_deadline(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_what_the_reaper_holds_goes_on_to_the_same_deadline() -> None:
     async with Host().standing() as host:
         async with host.agent() as agent:
             lease = await agent.lease(3, ttl_s=30)
@@ -48,9 +47,7 @@ async def test_what_the_reaper_holds_goes_on_to_the_same_deadline(
     assert host.sealed(lease.lease_id).count("Reclaimed") == 1
 
 
-async def test_every_renewal_that_the_reaper_missed_reaches_it_after_the_start(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_every_renewal_that_the_reaper_missed_reaches_it_after_the_start() -> None:
     """Sealed, and then the agent died before it told the reaper: all of them, not the first."""
     async with Host().standing() as host:
         async with host.agent() as agent:
@@ -69,9 +66,7 @@ async def test_every_renewal_that_the_reaper_missed_reaches_it_after_the_start(
             assert [slot.deadline_ns for slot in held] == [one.deadline_ns for one in renewed]
 
 
-async def test_a_grant_that_was_never_armed_is_torn_down(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_grant_that_was_never_armed_is_torn_down() -> None:
     async with Host().standing() as host:
         async with host.agent() as agent:
             host.devices.gates["prepare"].shut()
@@ -86,9 +81,7 @@ async def test_a_grant_that_was_never_armed_is_torn_down(
         assert not box.replies
 
 
-async def test_a_grant_whose_time_was_over_before_it_was_made_is_torn_down(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_grant_whose_time_was_over_before_it_was_made_is_torn_down() -> None:
     """It was ended by time while its memory was being made, and then the agent was killed: what
     was never made is not missed."""
     async with Host().standing() as host:
@@ -105,9 +98,7 @@ async def test_a_grant_whose_time_was_over_before_it_was_made_is_torn_down(
             assert agent.free == PAGES * 4096
 
 
-async def test_a_lease_that_the_reaper_lost_is_fenced_for_its_descriptors_are_gone(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_lease_that_the_reaper_lost_is_fenced_for_its_descriptors_are_gone() -> None:
     async with Host().standing() as host:
         async with host.agent() as agent:
             lost, kept = await agent.lease(3), await agent.lease(5)
@@ -119,9 +110,7 @@ async def test_a_lease_that_the_reaper_lost_is_fenced_for_its_descriptors_are_go
             assert agent.free == (PAGES - 8) * 4096
 
 
-async def test_another_boot_ends_every_lease_at_the_last_sealed_moment(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_another_boot_ends_every_lease_at_the_last_sealed_moment() -> None:
     async with Host().standing() as host:
         async with host.agent() as agent:
             leases = [await agent.lease(pages, ttl_s=3600) for pages in (3, 5)]
@@ -143,9 +132,7 @@ async def test_another_boot_ends_every_lease_at_the_last_sealed_moment(
     assert len({one.boot_id for one in events if isinstance(one, NodeStarted)}) == 2
 
 
-async def test_a_deadline_that_passed_meanwhile_counts_from_when_it_passed(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_deadline_that_passed_meanwhile_counts_from_when_it_passed() -> None:
     async with Host().standing() as host:
         async with host.agent() as agent:
             lease = await agent.lease(3, ttl_s=5)
@@ -159,9 +146,7 @@ async def test_a_deadline_that_passed_meanwhile_counts_from_when_it_passed(
 
 
 @pytest.mark.parametrize("step", ["scrub", "prove"])
-async def test_a_teardown_that_was_interrupted_is_done_again(
-    step: str, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_teardown_that_was_interrupted_is_done_again(step: str) -> None:
     async with Host().standing() as host:
         async with host.agent() as agent:
             lease = await agent.lease(3)
@@ -177,9 +162,7 @@ async def test_a_teardown_that_was_interrupted_is_done_again(
     assert host.sealed(lease.lease_id).count("Reclaimed") == 1
 
 
-async def test_a_lease_that_only_the_reaper_knows_is_forgotten(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_lease_that_only_the_reaper_knows_is_forgotten() -> None:
     async with Host().standing() as host:
         async with host.agent():
             pass
@@ -191,7 +174,7 @@ async def test_a_lease_that_only_the_reaper_knows_is_forgotten(
             assert stranger not in host.reaper.slots and not len(agent.custodian)
 
 
-async def test_a_drain_is_told_again(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_drain_is_told_again() -> None:
     async with Host().standing() as host:
         async with host.agent() as agent:
             lease = await agent.lease(3, ttl_s=600, grace_s=60)
@@ -206,7 +189,7 @@ async def test_a_drain_is_told_again(autojump_clock: trio.testing.MockClock) -> 
             assert ended.reason is RevocationReason.OPERATOR_DRAIN
 
 
-async def test_a_repaired_tail_is_put_on_record(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_repaired_tail_is_put_on_record() -> None:
     async with Host().standing() as host:
         async with host.agent() as agent:
             await agent.lease(3)
@@ -228,9 +211,7 @@ async def test_a_repaired_tail_is_put_on_record(autojump_clock: trio.testing.Moc
     assert names.index("Recovered") > names.index("NodeStarted")
 
 
-async def test_an_epoch_that_ends_with_the_record_of_a_repair_leaves_no_key(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_an_epoch_that_ends_with_the_record_of_a_repair_leaves_no_key() -> None:
     disk, clock = MemoryDisk(), FakeClock()
     log = open_on(disk)
     write_batches(log, [3])
@@ -247,9 +228,7 @@ async def test_an_epoch_that_ends_with_the_record_of_a_repair_leaves_no_key(
     log.close()
 
 
-async def test_no_descriptor_of_the_roster_is_left_over(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_no_descriptor_of_the_roster_is_left_over() -> None:
     """Leases that go on, leases that ended meanwhile, leases bound to nobody: all with pidfds."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
         async with Host().standing() as host:
@@ -275,7 +254,7 @@ async def test_no_descriptor_of_the_roster_is_left_over(
 
 @pytest.mark.parametrize("step", [TeardownStep.KILL, TeardownStep.SCRUB])
 async def test_a_step_that_was_well_once_and_is_not_when_it_is_repeated_fences(
-    step: TeardownStep, autojump_clock: trio.testing.MockClock
+    step: TeardownStep,
 ) -> None:
     """Sealed as done, and then the agent died: the next one begins from the cut again."""
     async with Host().standing() as host:

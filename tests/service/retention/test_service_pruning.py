@@ -11,7 +11,6 @@ from contextlib import nullcontext
 import msgspec
 import pytest
 import trio
-import trio.testing
 
 from leased.chain.note import COSIGNATURE_V1, NoteKey
 from leased.durable.reader import read_log
@@ -27,6 +26,8 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Done, Granted
 from tests.doubles.desk import OPERATOR, Desk
 from tests.doubles.serving import Agent, Host
+
+pytestmark = pytest.mark.autojump
 
 HOUR, DAY = 3600, 24 * 3600
 SEGMENT_BYTES = 16 * 1024
@@ -111,7 +112,7 @@ class Days:
         return [event for _, event, _ in read.events()]
 
 
-async def test_days_do_not_fill_the_disk(autojump_clock: trio.testing.MockClock) -> None:
+async def test_days_do_not_fill_the_disk() -> None:
     days = Days()
     async with days.host.standing(), days.host.agent() as agent:
         most = await days.live(agent, DAYS * DAY)
@@ -123,7 +124,7 @@ async def test_days_do_not_fill_the_disk(autojump_clock: trio.testing.MockClock)
     assert any(isinstance(event, e.Pruned) for event in events)
 
 
-async def test_what_a_restart_finds_is_whole(autojump_clock: trio.testing.MockClock) -> None:
+async def test_what_a_restart_finds_is_whole() -> None:
     days = Days()
     async with days.host.standing():
         for run in range(1, 4):
@@ -137,9 +138,7 @@ async def test_what_a_restart_finds_is_whole(autojump_clock: trio.testing.MockCl
     assert len(days.said) > 5
 
 
-async def test_a_lease_that_goes_on_keeps_its_records(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_lease_that_goes_on_keeps_its_records() -> None:
     days = Days()
     async with days.host.standing():
         async with days.host.agent() as agent:
@@ -159,9 +158,7 @@ async def test_a_lease_that_goes_on_keeps_its_records(
     days.judged()
 
 
-async def test_what_was_put_back_of_a_fence_holds_nothing_and_adds_nothing(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_what_was_put_back_of_a_fence_holds_nothing_and_adds_nothing() -> None:
     """The fence goes, and the record that it was lifted stays for a while: of no fence."""
     days = Days()
     days.acking["east"] = 0.0
@@ -195,9 +192,7 @@ def read_events(days: Days) -> list[tuple[int, object, object]]:
     return list(read_log(disk.directory, disk=disk).events())
 
 
-async def test_who_does_not_acknowledge_holds_everything(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_who_does_not_acknowledge_holds_everything() -> None:
     days = Days()
     days.acking = {"west": 0.0}
     days.free_bytes = 0
@@ -209,7 +204,7 @@ async def test_who_does_not_acknowledge_holds_everything(
         assert days.said and len(days.segments) <= 4
 
 
-async def test_a_disk_that_does_not_let_go_is_said(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_disk_that_does_not_let_go_is_said() -> None:
     days = Days()
 
     def struck(verb: str, name: str) -> tuple[bool, OSError] | None:
@@ -228,9 +223,7 @@ async def test_a_disk_that_does_not_let_go_is_said(autojump_clock: trio.testing.
     days.judged()
 
 
-async def test_a_key_that_was_replaced_too_often_holds_the_log_and_is_told(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_key_that_was_replaced_too_often_holds_the_log_and_is_told() -> None:
     days = Days()
     days.acking["east"] = 0.0
     async with days.host.standing(), days.host.agent() as agent:
@@ -256,9 +249,7 @@ async def test_a_key_that_was_replaced_too_often_holds_the_log_and_is_told(
 
 
 @pytest.mark.parametrize("other", [0, 1, 2])
-async def test_nothing_but_the_batch_that_says_so_moves_the_beginning(
-    autojump_clock: trio.testing.MockClock, other: int
-) -> None:
+async def test_nothing_but_the_batch_that_says_so_moves_the_beginning(other: int) -> None:
     """Batches of others come between the plan and its record: the anchor does not move before."""
     days = Days()
     async with days.host.standing(), days.host.agent() as agent:

@@ -13,7 +13,6 @@ import errno
 
 import pytest
 import trio
-import trio.testing
 
 from leased.terms.event import Allocated
 from leased.terms.reply import Granted
@@ -58,8 +57,9 @@ async def _die_committing(host: Host, struck: Struck, box: Box) -> None:
 
 @pytest.mark.parametrize("applied", [False, True], ids=["not persisted", "persisted"])
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: " ".join(step))
+@pytest.mark.autojump
 async def test_the_process_ends_and_recovery_decides(
-    step: tuple[str, str], applied: bool, autojump_clock: trio.testing.MockClock
+    step: tuple[str, str], applied: bool
 ) -> None:
     struck = Struck(step, applied=applied)
     async with Host().standing() as host:
@@ -86,9 +86,8 @@ async def test_the_process_ends_and_recovery_decides(
     assert rolled_forward == (step != ("write", "segment") or applied)
 
 
-async def test_a_failed_commit_is_never_tried_again(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.autojump
+async def test_a_failed_commit_is_never_tried_again() -> None:
     """One barrier that failed is the last call that the disk gets from this process."""
     struck = Struck(("sync", "segment"), applied=False)
     async with Host().standing() as host:

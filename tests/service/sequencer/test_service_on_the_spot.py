@@ -18,6 +18,8 @@ from leased.terms.reply import Changed, Listed, Refusal, RefusalReason
 from tests.doubles.desk import ACME
 from tests.doubles.serving import Agent, Box, Host
 
+pytestmark = pytest.mark.autojump
+
 AUTOJUMP = trio.testing.MockClock
 
 
@@ -29,7 +31,7 @@ async def idle_with_lease(agent: Agent) -> Lease:
     return lease
 
 
-async def test_a_renewal_is_answered_before_the_turn_ends(autojump_clock: AUTOJUMP) -> None:
+async def test_a_renewal_is_answered_before_the_turn_ends() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await idle_with_lease(agent)
         [box] = agent.submit_turn(Renew(host.command_id(), ACME, lease.lease_id))
@@ -40,9 +42,7 @@ async def test_a_renewal_is_answered_before_the_turn_ends(autojump_clock: AUTOJU
         assert agent.journal.at_once and ("renew", 1) not in host.reaper.calls
 
 
-async def test_a_deadline_moves_when_its_renewal_is_anchored_and_not_before(
-    autojump_clock: AUTOJUMP,
-) -> None:
+async def test_a_deadline_moves_when_its_renewal_is_anchored_and_not_before() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await idle_with_lease(agent)
         seen: list[tuple[str, bool]] = []
@@ -62,7 +62,7 @@ async def test_a_deadline_moves_when_its_renewal_is_anchored_and_not_before(
         assert ("renew on board", 1) in host.reaper.calls
 
 
-async def test_many_requests_of_one_turn_go_to_the_sequencer(autojump_clock: AUTOJUMP) -> None:
+async def test_many_requests_of_one_turn_go_to_the_sequencer() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await idle_with_lease(agent)
         renewals = [Renew(host.command_id(), ACME, lease.lease_id) for _ in range(FEW + 1)]
@@ -72,7 +72,7 @@ async def test_many_requests_of_one_turn_go_to_the_sequencer(autojump_clock: AUT
             assert isinstance(await box.reply(), Changed)
 
 
-async def test_what_was_sealed_and_not_written_goes_first(autojump_clock: AUTOJUMP) -> None:
+async def test_what_was_sealed_and_not_written_goes_first() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await idle_with_lease(agent)
         agent.journal.gate.shut()
@@ -90,7 +90,7 @@ async def test_what_was_sealed_and_not_written_goes_first(autojump_clock: AUTOJU
         assert listed.leases[0].generation == second.lease.generation
 
 
-async def test_a_reaper_without_a_board_is_asked(autojump_clock: AUTOJUMP) -> None:
+async def test_a_reaper_without_a_board_is_asked() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await idle_with_lease(agent)
         host.reaper.board = False
@@ -101,7 +101,7 @@ async def test_a_reaper_without_a_board_is_asked(autojump_clock: AUTOJUMP) -> No
         assert host.reaper.slots[lease.lease_id].deadline_ns == reply.lease.deadline_ns
 
 
-async def test_a_late_renewal_loses_on_the_spot_too(autojump_clock: AUTOJUMP) -> None:
+async def test_a_late_renewal_loses_on_the_spot_too() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await idle_with_lease(agent)
         host.reaper.slots[lease.lease_id].cutting = True
@@ -112,7 +112,7 @@ async def test_a_late_renewal_loses_on_the_spot_too(autojump_clock: AUTOJUMP) ->
 
 @pytest.mark.parametrize("step", ["sync seg", "write anc", "sync anc"])
 async def test_a_disk_that_fails_on_the_spot_ends_the_agent_and_nobody_is_told(
-    step: str, autojump_clock: AUTOJUMP
+    step: str,
 ) -> None:
     def fail(verb: str, name: str) -> tuple[bool, OSError] | None:
         if f"{verb} {name[:3]}" == step:

@@ -5,6 +5,7 @@ the queue that are given up with their connection, a clean stop.
 
 from __future__ import annotations
 
+import pytest
 import trio
 import trio.testing
 
@@ -34,10 +35,10 @@ from leased.terms.reply import (
 from tests.doubles.desk import ACME, OPERATOR
 from tests.doubles.serving import Host
 
+pytestmark = pytest.mark.autojump
 
-async def test_no_reply_leaves_while_the_journal_blocks(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+
+async def test_no_reply_leaves_while_the_journal_blocks() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease()
         agent.journal.gate.shut()
@@ -57,9 +58,7 @@ async def test_no_reply_leaves_while_the_journal_blocks(
         assert isinstance(listed, Listed) and listed.leases[0].generation == 1
 
 
-async def test_a_question_never_sees_an_uncommitted_table(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_question_never_sees_an_uncommitted_table() -> None:
     async with Host().standing() as host, host.agent() as agent:
         agent.journal.gate.shut()
         grant = agent.submit(host.acquire(5))
@@ -74,9 +73,7 @@ async def test_a_question_never_sees_an_uncommitted_table(
         assert agent.journal.commits
 
 
-async def test_what_waits_is_one_commit_up_to_the_limit(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_what_waits_is_one_commit_up_to_the_limit() -> None:
     async with Host().standing() as host, host.agent(batch_commands_max=10) as agent:
         lease = await agent.lease()
         await trio.sleep(1)
@@ -92,9 +89,7 @@ async def test_what_waits_is_one_commit_up_to_the_limit(
         assert counts[1:4] == [10, 10, 5], "25 commands in batches of 10"
 
 
-async def test_a_full_channel_refuses_busy_and_the_agent_itself_is_heard(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_full_channel_refuses_busy_and_the_agent_itself_is_heard() -> None:
     async with Host().standing() as host, host.agent(commands_max=4) as agent:
         lease = await agent.lease()
         agent.journal.gate.shut()
@@ -116,9 +111,7 @@ async def test_a_full_channel_refuses_busy_and_the_agent_itself_is_heard(
         assert beat == [Done()]
 
 
-async def test_what_the_agent_itself_has_to_do_makes_nobody_busy(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_what_the_agent_itself_has_to_do_makes_nobody_busy() -> None:
     """Thousands of leases that end at once: a client waits for its turn, and has it."""
     async with Host().standing() as host, host.agent(commands_max=4) as agent:
         lease = await agent.lease()
@@ -133,9 +126,7 @@ async def test_what_the_agent_itself_has_to_do_makes_nobody_busy(
             assert isinstance(await agent.ask(ListLeases(host.command_id(), ACME)), Listed)
 
 
-async def test_stop_refuses_new_answers_what_waits_and_seals_it(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_stop_refuses_new_answers_what_waits_and_seals_it() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease(1024)
         waiting = agent.submit(host.acquire(1, wait_s=1000))
@@ -158,9 +149,7 @@ async def test_stop_refuses_new_answers_what_waits_and_seals_it(
 # ---- callers that go -----------------------------------------------------------------------------
 
 
-async def test_a_place_in_the_queue_is_given_up_with_its_caller(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_place_in_the_queue_is_given_up_with_its_caller() -> None:
     async with Host().standing() as host, host.agent() as agent:
         everything = await agent.lease(1024)
         request = host.acquire(1, wait_s=1000)
@@ -175,9 +164,7 @@ async def test_a_place_in_the_queue_is_given_up_with_its_caller(
         assert not gone.replies and host.sealed().count("Allocated") == 1
 
 
-async def test_a_caller_gone_before_its_request_was_read_leaves_no_place(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_caller_gone_before_its_request_was_read_leaves_no_place() -> None:
     """The connection ends while its request is still on the channel."""
     async with Host().standing() as host, host.agent() as agent:
         everything = await agent.lease(1024)
@@ -192,9 +179,7 @@ async def test_a_caller_gone_before_its_request_was_read_leaves_no_place(
         assert len(agent.lessor.queue) == 0, "nobody is there any more to take the lease"
 
 
-async def test_a_caller_gone_before_its_request_was_looked_at_is_granted_nothing(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_caller_gone_before_its_request_was_looked_at_is_granted_nothing() -> None:
     """A disk that hangs: who had enough of it had its lease when it went on, and nobody knew."""
     async with Host().standing() as host, host.agent() as agent:
         held = await agent.lease(1)
@@ -213,9 +198,7 @@ async def test_a_caller_gone_before_its_request_was_looked_at_is_granted_nothing
         assert not gone.replies and host.sealed().count("Allocated") == 2
 
 
-async def test_a_retry_from_a_new_connection_keeps_the_place(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_retry_from_a_new_connection_keeps_the_place() -> None:
     """The old connection is found dead only after the retry came in."""
     async with Host().standing() as host, host.agent() as agent:
         everything = await agent.lease(1024)
@@ -231,9 +214,7 @@ async def test_a_retry_from_a_new_connection_keeps_the_place(
             assert isinstance(await fresh.reply(), Granted)
 
 
-async def test_two_waiters_of_one_request_are_both_answered(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_two_waiters_of_one_request_are_both_answered() -> None:
     async with Host().standing() as host, host.agent() as agent:
         everything = await agent.lease(1024)
         request = host.acquire(1, wait_s=1000)
@@ -247,9 +228,7 @@ async def test_two_waiters_of_one_request_are_both_answered(
         assert host.sealed().count("Allocated") == 2
 
 
-async def test_a_wait_ends_at_its_time_with_a_reason(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_wait_ends_at_its_time_with_a_reason() -> None:
     async with Host().standing() as host, host.agent() as agent:
         await agent.lease(1024, ttl_s=3600)
         asked_ns = host.clock.now().boot_ns
@@ -259,9 +238,7 @@ async def test_a_wait_ends_at_its_time_with_a_reason(
         assert 7 * NS_PER_S <= waited_ns < 7.1 * NS_PER_S
 
 
-async def test_a_preempting_order_of_an_operator_is_carried_out(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_preempting_order_of_an_operator_is_carried_out() -> None:
     """Effects of a batch start once it is committed, not before."""
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease()
@@ -276,9 +253,7 @@ async def test_a_preempting_order_of_an_operator_is_carried_out(
         assert lease.lease_id not in host.reaper.slots
 
 
-async def test_who_plans_much_holds_up_nobody_but_who_plans(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_who_plans_much_holds_up_nobody_but_who_plans() -> None:
     """A plan may go through all leases: six hundred of them made grants take seconds."""
     async with Host().standing() as host, host.agent() as agent:
         plans = [

@@ -51,9 +51,8 @@ def states(answer: dict) -> list[str]:
 # ---- leases --------------------------------------------------------------------------------------
 
 
-async def test_a_watcher_sees_every_step_of_its_lease_and_then_the_end(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_watcher_sees_every_step_of_its_lease_and_then_the_end(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         me = house.visit()
         lease = await acquired(me)
@@ -88,9 +87,8 @@ class Attending(trio.abc.Instrument):
         self.count += task.name.endswith("_attend") and task not in self._fresh
 
 
-async def test_who_has_nothing_to_see_of_a_change_is_not_woken_for_it(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_who_has_nothing_to_see_of_a_change_is_not_woken_for_it(tmp_path: Path) -> None:
     """One tenant's watchers made everybody's grants slower: each was woken for each of them."""
     async with open_house(tmp_path) as house:
         me, other = house.visit(uid=2000), house.visit(uid=1000)
@@ -112,9 +110,8 @@ async def test_who_has_nothing_to_see_of_a_change_is_not_woken_for_it(
         trio.lowlevel.remove_instrument(turns)
 
 
-async def test_watching_a_lease_that_is_over_ends_at_once(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_watching_a_lease_that_is_over_ends_at_once(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         me = house.visit()
         lease = await acquired(me)
@@ -126,8 +123,9 @@ async def test_watching_a_lease_that_is_over_ends_at_once(
         assert not first.get("continues"), "nothing more will ever come"
 
 
+@pytest.mark.autojump
 async def test_a_watcher_of_all_sees_its_tenants_and_an_operator_everybodys(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with open_house(tmp_path) as house:
         mine, theirs = house.visit(uid=1000), house.visit(uid=2000)
@@ -147,9 +145,8 @@ async def test_a_watcher_of_all_sees_its_tenants_and_an_operator_everybodys(
         assert ids == [own, own, other, other]
 
 
-async def test_a_watcher_sees_what_a_list_would_show(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_watcher_sees_what_a_list_would_show(tmp_path: Path) -> None:
     """Two uids of one tenant see each other's leases, in a list and in a watch alike."""
     async with open_house(tmp_path) as house:
         mine, colleague = house.visit(uid=1000), house.visit(uid=1001)
@@ -163,9 +160,8 @@ async def test_a_watcher_sees_what_a_list_would_show(
             assert states(await watcher.answer()) == ["revoking"]
 
 
-async def test_a_notice_comes_with_the_drain(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_notice_comes_with_the_drain(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         lease = await acquired(house.visit(), ttl_ns=600 * 10**9, grace_ns=60 * 10**9)
         await trio.sleep(1)
@@ -176,9 +172,8 @@ async def test_a_notice_comes_with_the_drain(
         assert told["notice"]["reason"] == "operator_drain"
 
 
-async def test_every_lease_that_is_drained_at_once_has_its_notice(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_every_lease_that_is_drained_at_once_has_its_notice(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         me = house.visit()
         ids = {await acquired(me, ttl_ns=600 * 10**9, grace_ns=60 * 10**9) for _ in range(3)}
@@ -189,9 +184,8 @@ async def test_every_lease_that_is_drained_at_once_has_its_notice(
         assert set(told) == ids
 
 
-async def test_the_first_answer_names_the_record_it_shows(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_the_first_answer_names_the_record_it_shows(tmp_path: Path) -> None:
     """A change that comes after it has a later sequence, however late the answer was written."""
     async with open_house(tmp_path) as house:
         agent = house.agent
@@ -210,9 +204,8 @@ async def test_the_first_answer_names_the_record_it_shows(
 
 
 @pytest.mark.parametrize("method", ["Lease.Watch", "Device.Watch"])
-async def test_a_watch_that_is_refused_is_over(
-    method: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_watch_that_is_refused_is_over(method: str, tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         house.agent.sequencer.refuse_new()
         watcher, first = await watch(house, method)
@@ -222,9 +215,8 @@ async def test_a_watch_that_is_refused_is_over(
             assert "error" not in await watcher.answer(), "the stream goes on after its refusal"
 
 
-async def test_a_stop_ends_every_stream_and_no_agent(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_stop_ends_every_stream_and_no_agent(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         lease = await acquired(house.visit())
         watchers = [
@@ -271,8 +263,9 @@ def flood(house: House, count: int) -> None:
         agent.feed.tell(told)
 
 
+@pytest.mark.autojump
 async def test_who_watches_resources_is_told_of_all_changes_at_once_and_of_the_last(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     """Hundreds of watchers were told of each change by a list of all, before the next grant."""
     async with open_house(tmp_path) as house:
@@ -295,8 +288,9 @@ async def test_who_watches_resources_is_told_of_all_changes_at_once_and_of_the_l
             assert 0.05 < trio.current_time() - began_s < 0.2, "not sooner than it is worth"
 
 
+@pytest.mark.autojump
 async def test_a_watcher_that_is_too_slow_is_told_of_the_gap_and_is_done(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with open_house(tmp_path) as house:
         await acquired(house.visit())
@@ -311,9 +305,8 @@ async def test_a_watcher_that_is_too_slow_is_told_of_the_gap_and_is_done(
         assert answer["parameters"]["gap"]
 
 
-async def test_a_watcher_that_does_not_read_is_cut_off(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_watcher_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
     limits = Sockets(write_timeout_ns=10 * NS_PER_S)
     async with open_house(tmp_path, limits=limits) as house:
         for _ in range(100):
@@ -332,9 +325,8 @@ async def test_a_watcher_that_does_not_read_is_cut_off(
         await house.visit().call("Lease.List")
 
 
-async def test_a_wait_survives_a_gap(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_wait_survives_a_gap(tmp_path: Path) -> None:
     """Whoever waits for one thing asks again, and goes on waiting."""
     async with open_house(tmp_path) as house:
         lease = await acquired(house.visit(), ttl_ns=60 * 10**9)
@@ -360,8 +352,9 @@ def states_of(answer: dict) -> str:
 @pytest.mark.parametrize(
     ("until", "state"), [("active", "active"), ("ended", "scrubbing"), ("closed", "reclaimed")]
 )
+@pytest.mark.autojump
 async def test_wait_answers_when_it_has_come_so_far(
-    until: str, state: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
+    until: str, state: str, tmp_path: Path
 ) -> None:
     async with open_house(tmp_path) as house:
         lease = await acquired(house.visit(), ttl_ns=5 * 10**9)
@@ -369,9 +362,8 @@ async def test_wait_answers_when_it_has_come_so_far(
         assert reply["lease"]["runtime"]["state"] == state
 
 
-async def test_wait_gives_up_after_its_time(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_wait_gives_up_after_its_time(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         me = house.visit()
         lease = await acquired(me, ttl_ns=600 * 10**9)
@@ -383,9 +375,8 @@ async def test_wait_gives_up_after_its_time(
         assert name == "Refused"
 
 
-async def test_a_wait_ends_with_its_connection(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_wait_ends_with_its_connection(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         lease = await acquired(house.visit(), ttl_ns=600 * 10**9)
         waiter = house.visit()
@@ -420,8 +411,9 @@ async def test_an_operator_reads_and_follows_the_chain(tmp_path: Path) -> None:
         assert name == "CallerError"
 
 
+@pytest.mark.autojump
 async def test_samples_come_at_their_interval_and_no_faster_than_sensible(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with open_house(tmp_path) as house:
         await house.agent.telemetry.sample()
@@ -439,8 +431,9 @@ async def test_samples_come_at_their_interval_and_no_faster_than_sensible(
             assert count < 20, "one tenant keeps the agent busy with samples"
 
 
+@pytest.mark.autojump
 async def test_a_stream_behind_a_call_that_takes_its_time_piles_nothing_up(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     """It is asked in one go with a Wait, whose answer has to leave first."""
     async with open_house(tmp_path) as house:

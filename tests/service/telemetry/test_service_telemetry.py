@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
 import trio
-import trio.testing
 
 from leased.service.telemetry.sampling import CLOSELY_EVERY, DEFAULTS, Telemetry
 from leased.service.telemetry.streaming import Streaming
@@ -25,6 +25,8 @@ from tests.doubles.desk import ACME, cores, mem
 from tests.doubles.leases import lease
 from tests.doubles.observer import FileObserver
 from tests.doubles.serving import Agent, Host
+
+pytestmark = pytest.mark.autojump
 
 BUSY = (("leased.gpu.engine", "sm"),)
 
@@ -77,7 +79,7 @@ def newest(telemetry: Telemetry) -> dict[tuple[str, str, Attributes], int]:
 
 
 async def test_the_closing_record_says_how_much_was_used_and_how_much_was_seen(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path,
 ) -> None:
     async with host_with_cores().standing() as host, host.agent() as agent:
         lease = await lease_of_cores(agent, 1000)
@@ -100,9 +102,7 @@ async def test_the_closing_record_says_how_much_was_used_and_how_much_was_seen(
     assert closed.coverage_pm == 800, "40 of 50 seconds lie between two samples"
 
 
-async def test_memory_cannot_be_seen_in_use_and_that_is_what_the_record_says(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_memory_cannot_be_seen_in_use_and_that_is_what_the_record_says() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease(3)
         await agent.telemetry.sample()
@@ -115,9 +115,7 @@ async def test_memory_cannot_be_seen_in_use_and_that_is_what_the_record_says(
     assert (closed.sample_count, closed.coverage_pm) == (0, 0)
 
 
-async def test_one_sample_is_no_coverage(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_one_sample_is_no_coverage(tmp_path: Path) -> None:
     async with host_with_cores().standing() as host, host.agent() as agent:
         lease = await lease_of_cores(agent, 500)
         agent.custodian.set_cgroup(lease.lease_id, str(tmp_path))
@@ -127,9 +125,7 @@ async def test_one_sample_is_no_coverage(
         assert host.clock.now().boot_ns > 0
 
 
-async def test_a_counter_that_goes_back_or_vanishes_is_not_counted(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_counter_that_goes_back_or_vanishes_is_not_counted(tmp_path: Path) -> None:
     async with host_with_cores().standing() as host, host.agent() as agent:
         lease = await lease_of_cores(agent, 1000)
         agent.custodian.set_cgroup(lease.lease_id, str(tmp_path))
@@ -146,9 +142,7 @@ async def test_a_counter_that_goes_back_or_vanishes_is_not_counted(
         assert host.reaper.slots
 
 
-async def test_what_cannot_be_read_is_missing_and_not_zero(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_what_cannot_be_read_is_missing_and_not_zero(tmp_path: Path) -> None:
     host = Host()
     host.observer.root = tmp_path
     telemetry = telemetry_of(host)
@@ -178,9 +172,7 @@ async def test_what_cannot_be_read_is_missing_and_not_zero(
     assert {one.sampled_ns for one in telemetry.read()} == {host.clock.now().boot_ns}
 
 
-async def test_how_many_wait_is_told_in_each_round(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_how_many_wait_is_told_in_each_round() -> None:
     async with host_with_cores().standing() as host, host.agent() as agent:
         await lease_of_cores(agent, 2000)
 
@@ -200,9 +192,7 @@ async def test_how_many_wait_is_told_in_each_round(
     assert told(await telemetry_of(host).sample()) == [], "who cannot tell says nothing"
 
 
-async def test_it_samples_at_its_interval(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_it_samples_at_its_interval(tmp_path: Path) -> None:
     host = Host()
     telemetry = telemetry_of(host)
     rounds: list[int] = []
@@ -222,9 +212,7 @@ async def test_it_samples_at_its_interval(
     assert looks.index("closely", 1) == CLOSELY_EVERY, "drives are not woken at every round"
 
 
-async def test_a_lease_that_is_fenced_leaves_no_series_behind(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_lease_that_is_fenced_leaves_no_series_behind(tmp_path: Path) -> None:
     async with host_with_cores().standing() as host, host.agent() as agent:
         lease = await lease_of_cores(agent, 1000)
         agent.custodian.set_cgroup(lease.lease_id, str(tmp_path))
@@ -239,9 +227,7 @@ async def test_a_lease_that_is_fenced_leaves_no_series_behind(
         assert agent.telemetry.read(lease_id=lease.lease_id) == []
 
 
-async def test_a_sentinel_of_a_driver_never_leaves_the_process(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_sentinel_of_a_driver_never_leaves_the_process() -> None:
     host = Host()
     telemetry = telemetry_of(host)
     gpu = (("hw.type", "gpu"),)
@@ -259,9 +245,7 @@ async def test_a_sentinel_of_a_driver_never_leaves_the_process(
     assert (counted.value, counted.attributes) == (5, (("leased.telemetry.source", "gpu"),))
 
 
-async def test_a_source_that_hangs_costs_its_own_look_and_its_values_grow_stale(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_source_that_hangs_costs_its_own_look_and_its_values_grow_stale() -> None:
     host = Host()
     telemetry = telemetry_of(host)
     host.observer.gpu_readings = [Reading("leased.gpu.active", "gpu:GPU-1", 500_000, BUSY)]
@@ -278,9 +262,7 @@ async def test_a_source_that_hangs_costs_its_own_look_and_its_values_grow_stale(
     assert failed.value == 2 and telemetry.is_fresh(failed, now_ns)
 
 
-async def test_what_a_drive_says_itself_is_asked_more_rarely_and_stays_fresh_longer(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_what_a_drive_says_itself_is_asked_more_rarely_and_stays_fresh_longer() -> None:
     host = Host()
     telemetry = telemetry_of(host)
     sensor = (("hw.type", "physical_disk"), ("hw.sensor_location", "composite"))
@@ -310,9 +292,7 @@ def leases_of(host: Host, count: int, *allotments: Allotment) -> tuple[Lease, ..
     )
 
 
-async def test_a_round_looks_at_a_bounded_number_of_leases_and_each_has_its_turn(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_round_looks_at_a_bounded_number_of_leases_and_each_has_its_turn() -> None:
     host = Host()
     leases = leases_of(host, 7, Allotment("cpu:1", ResourceKind.CPU, None, 1000))
     telemetry = telemetry_of(host, leases, leases_max=3)
@@ -338,9 +318,9 @@ def share_of(brought: list[Sample], kind: str) -> list[int]:
     ]
 
 
-async def test_a_gpu_lease_is_as_busy_as_its_gpus_are_and_unknown_while_one_is_not_seen(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_gpu_lease_is_as_busy_as_its_gpus_are_and_unknown_while_one_is_not_seen() -> (
+    None
+):
     host = Host()
     two = [Allotment(f"gpu:GPU-{n}", ResourceKind.GPU, None, 1000) for n in (1, 2)]
     [one] = leases_of(host, 1, *two)
@@ -358,9 +338,7 @@ async def test_a_gpu_lease_is_as_busy_as_its_gpus_are_and_unknown_while_one_is_n
     assert (used.mean_pm, used.sample_count) == (500, 1)
 
 
-async def test_a_drive_is_used_while_an_operation_is_under_way(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_drive_is_used_while_an_operation_is_under_way() -> None:
     host = Host()
     [one] = leases_of(host, 1, Allotment("block:nguid.1", ResourceKind.BLOCK, None, 10**9))
     telemetry = telemetry_of(host, (one,))
@@ -373,9 +351,7 @@ async def test_a_drive_is_used_while_an_operation_is_under_way(
     assert share_of(brought, "block") == [300_000]
 
 
-async def test_a_budget_is_used_as_far_as_it_is_charged(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_budget_is_used_as_far_as_it_is_charged(tmp_path: Path) -> None:
     host = Host()
     budget = Allotment("mem:budget:node0:4096", ResourceKind.MEM, None, 1 << 20)
     [one] = leases_of(host, 1, budget)

@@ -319,9 +319,8 @@ def test_a_full_buffer_drops_the_oldest_and_says_how_much() -> None:
     assert buffer.bytes == 0 and len(buffer) == 0
 
 
-async def test_what_is_sent_next_waits_for_there_to_be_something(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.autojump
+async def test_what_is_sent_next_waits_for_there_to_be_something() -> None:
     buffer, got = Buffer(100), []
 
     async def reader() -> None:
@@ -372,9 +371,8 @@ class Packed:
         return found
 
 
-async def test_a_series_that_knows_nothing_any_more_ends_once(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.autojump
+async def test_a_series_that_knows_nothing_any_more_ends_once() -> None:
     clock = FakeClock()
     packed = Packed(clock)
     async with trio.open_nursery() as nursery:
@@ -393,9 +391,8 @@ async def test_a_series_that_knows_nothing_any_more_ends_once(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_large_round_goes_in_pieces_and_one_that_comes_too_soon_is_counted(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.autojump
+async def test_a_large_round_goes_in_pieces_and_one_that_comes_too_soon_is_counted() -> None:
     clock = FakeClock()
     packed = Packed(clock)
     large = [power(n, at_ns=clock.now().boot_ns) for n in range(2 * POINTS_MAX + 5)]

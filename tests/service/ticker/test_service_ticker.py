@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 import trio
-import trio.testing
 
 from leased.lessor.lessor import EXPIRIES_MAX
 from leased.service.sequencer import Deliver
@@ -20,6 +19,8 @@ from tests.doubles.desk import ACME
 from tests.doubles.serving import Host
 from tests.sim.clock import SimClock
 
+pytestmark = pytest.mark.autojump
+
 
 async def ended_at(host: Host, lease_id: bytes) -> int:
     """When the expiry was sealed."""
@@ -31,7 +32,7 @@ async def ended_at(host: Host, lease_id: bytes) -> int:
     return moment.boot_ns
 
 
-async def test_a_lease_expires_when_it_is_due(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_lease_expires_when_it_is_due() -> None:
     async with Host().standing() as host, host.agent() as agent:
         leases = [await agent.lease(ttl_s=ttl_s) for ttl_s in (9.5, 3.25, 6)]
         for lease in leases:
@@ -41,9 +42,7 @@ async def test_a_lease_expires_when_it_is_due(autojump_clock: trio.testing.MockC
     assert host.sealed().count("Expired") == 3
 
 
-async def test_a_renewal_moves_it_and_a_shorter_lease_is_not_missed(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_renewal_moves_it_and_a_shorter_lease_is_not_missed() -> None:
     async with Host().standing() as host, host.agent() as agent:
         long = await agent.lease(ttl_s=10)
         await trio.sleep(9)
@@ -57,7 +56,7 @@ async def test_a_renewal_moves_it_and_a_shorter_lease_is_not_missed(
         assert 9 * NS_PER_S <= late_ns < 9.01 * NS_PER_S
 
 
-async def test_the_wall_clock_changes_nothing(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_wall_clock_changes_nothing() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease(ttl_s=10)
         for delta_s in (86_400, -7 * 86_400, 3600):
@@ -68,9 +67,7 @@ async def test_the_wall_clock_changes_nothing(autojump_clock: trio.testing.MockC
         assert await ended_at(host, lease.lease_id) - lease.deadline_ns < NS_PER_MS
 
 
-async def test_a_wake_up_that_is_lost_costs_half_a_second(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_wake_up_that_is_lost_costs_half_a_second() -> None:
     async with Host().standing() as host, host.agent() as agent:
         await trio.sleep(0.1)
         agent.ticker.look_again = lambda: None  # the bug
@@ -80,7 +77,7 @@ async def test_a_wake_up_that_is_lost_costs_half_a_second(
         assert 0 <= late_ns <= BACKSTOP_NS
 
 
-async def test_more_than_fit_in_one_tick_all_end(autojump_clock: trio.testing.MockClock) -> None:
+async def test_more_than_fit_in_one_tick_all_end() -> None:
     count = EXPIRIES_MAX + 50
     policy = Policy(leases_max=2 * count)
     async with (
@@ -98,9 +95,7 @@ async def test_more_than_fit_in_one_tick_all_end(autojump_clock: trio.testing.Mo
         assert agent.free == 1024 * 4096 and not host.reaper.slots
 
 
-async def test_a_lease_is_due_from_its_end_until_that_is_sealed(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_lease_is_due_from_its_end_until_that_is_sealed() -> None:
     async with Host().standing() as host, host.agent() as agent:
         agent.ticker._late_ns = LATE_NS
         lease = await agent.lease(ttl_s=3)
@@ -127,7 +122,7 @@ class Due:
     ids=["told", "not told", "told of another"],
 )
 async def test_at_a_deadline_the_reaper_goes_first(
-    autojump_clock: trio.testing.MockClock, cut_after_ns: int | None, ticked_after_ns: int
+    cut_after_ns: int | None, ticked_after_ns: int
 ) -> None:
     clock = SimClock()
     deadline_ns = clock.now().boot_ns + 2 * NS_PER_S

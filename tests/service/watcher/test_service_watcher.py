@@ -29,6 +29,8 @@ from leased.terms.resource import Health, Inventory
 from tests.doubles.clock import FakeClock
 from tests.doubles.devices import FakeDevices, small_inventory
 
+pytestmark = pytest.mark.autojump
+
 RESCAN_S, SETTLE_S = RESCAN_NS / NS_PER_S, SETTLE_NS / NS_PER_S
 
 
@@ -110,9 +112,7 @@ class Outside:
             nursery.cancel_scope.cancel()
 
 
-async def test_a_burst_of_notices_is_one_look_after_it(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_burst_of_notices_is_one_look_after_it() -> None:
     outside = Outside()
     async with outside.watched():
         for _ in range(50):
@@ -123,9 +123,7 @@ async def test_a_burst_of_notices_is_one_look_after_it(
         assert outside.looks == 1 and not outside.commands, "the same as before is no news"
 
 
-async def test_a_disk_that_was_touched_is_looked_at_by_and_by(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_disk_that_was_touched_is_looked_at_by_and_by() -> None:
     """Every teardown touches one: a look after each would cost more than the teardown."""
     outside, touched_s = Outside(), TOUCHED_NS / NS_PER_S
     async with outside.watched():
@@ -141,9 +139,7 @@ async def test_a_disk_that_was_touched_is_looked_at_by_and_by(
         assert outside.looks == 2, "what is news does not wait for it"
 
 
-async def test_nobody_looks_at_a_touched_disk_whose_contents_do_not_matter(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_nobody_looks_at_a_touched_disk_whose_contents_do_not_matter() -> None:
     outside = Outside()
     async with outside.watched(contents=False):
         outside.notice(touched=True)
@@ -154,9 +150,7 @@ async def test_nobody_looks_at_a_touched_disk_whose_contents_do_not_matter(
         assert outside.looks == 1
 
 
-async def test_a_look_for_nothing_in_particular_lets_a_teardown_go_first(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_look_for_nothing_in_particular_lets_a_teardown_go_first() -> None:
     """For a while; what the kernel tells of is looked at all the same."""
     outside, patience_s = Outside(), PATIENCE_NS / NS_PER_S
     outside.torn_down = trio.Event()
@@ -178,9 +172,7 @@ async def test_a_look_for_nothing_in_particular_lets_a_teardown_go_first(
         assert outside.looks == 4, "nor is it waited with then"
 
 
-async def test_only_a_difference_becomes_a_command(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_only_a_difference_becomes_a_command() -> None:
     outside = Outside()
     async with outside.watched():
         outside.devices.offered = small_inventory(2048)
@@ -193,9 +185,7 @@ async def test_only_a_difference_becomes_a_command(
         assert outside.looks == 2 and len(outside.commands) == 1
 
 
-async def test_what_one_look_does_not_see_has_not_gone(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_what_one_look_does_not_see_has_not_gone() -> None:
     """Its lease would end by that."""
     outside = Outside()
     async with outside.watched():
@@ -210,9 +200,7 @@ async def test_what_one_look_does_not_see_has_not_gone(
         assert isinstance(observed, Observe) and not observed.inventory.resources
 
 
-async def test_a_change_of_health_is_a_record_by_name(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_change_of_health_is_a_record_by_name() -> None:
     """It fell sick and came back by itself; what is new has no history."""
     outside = Outside()
     async with outside.watched():
@@ -230,9 +218,7 @@ async def test_a_change_of_health_is_a_record_by_name(
             assert (told.resource_id, told.health) == (pool.resource_id, health)
 
 
-async def test_what_no_notice_told_is_found_within_a_minute(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_what_no_notice_told_is_found_within_a_minute() -> None:
     outside = Outside()
     outside.deaf = OSError(errno.EPERM, "no netlink here")
     async with outside.watched():
@@ -245,9 +231,7 @@ async def test_what_no_notice_told_is_found_within_a_minute(
         assert outside.looks == 1 + 4, "what has gone is looked for twice"
 
 
-async def test_a_survey_that_fails_changes_nothing_and_is_tried_again(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_survey_that_fails_changes_nothing_and_is_tried_again() -> None:
     outside = Outside()
     async with outside.watched():
         outside.devices.error = DeviceError("survey", errno.ETIMEDOUT)
@@ -260,9 +244,9 @@ async def test_a_survey_that_fails_changes_nothing_and_is_tried_again(
         assert len(outside.commands) == 1, "soon: what keeps a host from being seen may pass"
 
 
-async def test_a_host_that_was_not_seen_at_the_start_is_what_was_sealed_and_is_seen_soon(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_host_that_was_not_seen_at_the_start_is_what_was_sealed_and_is_seen_soon() -> (
+    None
+):
     outside, sealed = Outside(), small_inventory(7)
     outside.devices.error = DeviceError("survey", errno.ETIMEDOUT)
     assert await first_look(outside.devices, sealed, outside.said.append) == (sealed, False)
@@ -274,9 +258,7 @@ async def test_a_host_that_was_not_seen_at_the_start_is_what_was_sealed_and_is_s
 
 
 @pytest.mark.parametrize("delta_ns", [3600 * NS_PER_S, -5 * NS_PER_S])
-async def test_a_step_of_the_wall_clock_is_reported(
-    delta_ns: int, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_step_of_the_wall_clock_is_reported(delta_ns: int) -> None:
     outside = Outside()
     async with outside.watched():
         outside.step(delta_ns)

@@ -108,9 +108,8 @@ async def test_what_cannot_be_meant_is_answered_so(sent: bytes, status: bytes) -
     assert not echo.asked
 
 
-async def test_a_head_that_does_not_end_and_a_peer_that_says_nothing(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.autojump
+async def test_a_head_that_does_not_end_and_a_peer_that_says_nothing() -> None:
     for sent, told in ((b"", b""), (b"GET / HTT", b"HTTP/1.1 408")):
         client, server = trio.testing.memory_stream_pair()
         await client.send_all(sent)
@@ -122,7 +121,8 @@ async def test_a_head_that_does_not_end_and_a_peer_that_says_nothing(
         assert (await client.receive_some()).startswith(told)
 
 
-async def test_a_peer_that_does_not_read_is_let_go(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.autojump
+async def test_a_peer_that_does_not_read_is_let_go() -> None:
     client, server = trio.testing.lockstep_stream_pair()
     echo = Echo(Answer(200, bytes(1 << 20)))
     async with trio.open_nursery() as nursery:
@@ -133,7 +133,8 @@ async def test_a_peer_that_does_not_read_is_let_go(autojump_clock: trio.testing.
         nursery.cancel_scope.cancel()
 
 
-async def test_requests_beyond_the_rate_are_put_off(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.autojump
+async def test_requests_beyond_the_rate_are_put_off() -> None:
     echo = Echo()
     limits = msgspec.structs.replace(LIMITS, requests_per_s_max=3)
     back = await _talk(HEAD * 5, echo, limits)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.trio.worker_context import WorkerContext
@@ -17,8 +16,10 @@ from leased.collector.api import requests
 from leased.collector.api.problems import Problem
 from leased.collector.api.server import PIECE_BYTES, Connection
 
+pytestmark = pytest.mark.autojump
 
-async def test_a_body_that_stops_coming(autojump_clock: trio.testing.MockClock) -> None:
+
+async def test_a_body_that_stops_coming() -> None:
     messages = [{"type": "http.request", "body": b"{", "more_body": True}]
 
     async def receive() -> dict[str, Any]:
@@ -32,7 +33,7 @@ async def test_a_body_that_stops_coming(autojump_clock: trio.testing.MockClock) 
     assert trio.current_time() - began == requests.BODY_S_MAX
 
 
-async def test_a_body_that_comes_in_drops(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_body_that_comes_in_drops() -> None:
     async def receive() -> dict[str, Any]:
         await trio.sleep(1)
         return {"type": "http.request", "body": b" ", "more_body": True}
@@ -42,7 +43,7 @@ async def test_a_body_that_comes_in_drops(autojump_clock: trio.testing.MockClock
     assert told.value.status == 408
 
 
-async def test_an_answer_that_nobody_takes(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_answer_that_nobody_takes() -> None:
     """As HTTP/2 without a window: the connection is well, and nothing goes through it."""
 
     async def send(message: dict[str, Any]) -> None:
@@ -91,7 +92,7 @@ def connection_to(stream: Deaf) -> tuple[Connection, Told]:
 
 @pytest.mark.parametrize("taken", [0, 1, 3])
 async def test_a_client_that_reads_slowly_is_waited_for_and_one_that_does_not_is_left(
-    autojump_clock: trio.testing.MockClock, taken: int
+    taken: int,
 ) -> None:
     stream = Deaf(taken)
     connection, told = connection_to(stream)
@@ -103,9 +104,7 @@ async def test_a_client_that_reads_slowly_is_waited_for_and_one_that_does_not_is
     assert stream.closed is not whole and told.events == ([] if whole else [Closed()])
 
 
-async def test_a_request_that_is_given_up_cuts_no_frame_but_the_end_does(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_request_that_is_given_up_cuts_no_frame_but_the_end_does() -> None:
     stream = Deaf(0)
     connection, told = connection_to(stream)
     began = trio.current_time()

@@ -32,9 +32,8 @@ async def heard(said: bytes, *, ends: bool) -> tuple[Heard, bool]:
         b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + bytes(100_000),
     ],
 )
-async def test_an_answer_whose_body_does_not_come_was_given(
-    said: bytes, ends: bool, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_an_answer_whose_body_does_not_come_was_given(said: bytes, ends: bool) -> None:
     assert await heard(said, ends=ends) == (Heard(200), False)
     assert trio.current_time() <= 1
 

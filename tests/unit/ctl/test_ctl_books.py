@@ -220,6 +220,14 @@ def test_usage_in_full_and_conserved(log: Path) -> None:
     assert paid == int(row["provisioned_ns"]) == 8 * GIB * 71 * SECOND
 
 
+@pytest.mark.parametrize("more", [("--by", "day"), ("--tenant", "acme")])
+def test_what_usage_by_resource_cannot_say_is_not_passed_over(
+    log: Path, more: tuple[str, str]
+) -> None:
+    status, _, err = leasectl("usage", "--log", str(log), "--resources", *more)
+    assert status == 65 and "leave --by and --tenant away" in err
+
+
 def test_usage_of_a_period_by_hour(log: Path) -> None:
     found = document(
         "usage", "--log", log, "--tenant", "acme", "--since", "2026-01-01T00:00:30Z",

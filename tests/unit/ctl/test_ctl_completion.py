@@ -25,10 +25,12 @@ LINES = [
     ("leasectl audit export --format f", {"frames"}),
     ("leasectl quota show --he", {"--help"}),
     ("leasectl --json renew 0", {"01ab", "02cd"}),
+    ("leasectl drain me", {"mem:node0:4096"}),
 ]
 PROGRAM = """#!/bin/sh
 case "$*" in
 *' ls') printf '%s\\n' 'ID   STATE' '01ab active' '02cd active' ;;
+*' devices') printf '%s\\n' 'RESOURCE  TIER' 'mem:node0:4096  dram' 'mem  5 s' 'no gpu: none' ;;
 *) echo "SAID $* END" ;;
 esac
 """
@@ -82,6 +84,7 @@ def test_fish(line: str, wanted: set[str], env: dict[str, str], tmp_path: Path) 
         ("leasectl audit export --format f\t", "SAID audit export --format frames END"),
         ("leasectl run --priority sc\t", "SAID run --priority scavenger END"),
         ("leasectl rene\t02\t", "SAID renew 02cd END"),
+        ("leasectl resu\tme\t", "SAID resume mem:node0:4096 END"),
     ],
 )
 def test_zsh(line: str, wanted: str, env: dict[str, str], tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_instants_are_told_both_ways() -> None:
     assert console().time_of_boot(142 * SECOND) == "in 42 s (12:00:42)"
     assert console().time_of_boot(40 * SECOND) == "1 min ago (11:59:00)"
     assert console().time_of_day(NOON + 86_400 * SECOND) == "2023-11-16 12:00:00"
-    assert relative(-1) == "now"
+    assert (relative(1), relative(-1)) == ("now", "just now")
 
 
 def test_timestamps_keep_every_digit() -> None:

@@ -15,6 +15,7 @@ from leased.ctl import host_checks, service_checks
 from leased.ctl.console import Console
 from leased.ctl.findings import Finding, Grade
 from leased.ctl.main import main
+from tests.doubles.canned_agent import CannedAgent
 
 SHIPPED = Path(__file__).parents[3] / "configs/leased.toml"
 V2 = "35 24 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
@@ -162,3 +163,10 @@ def test_the_exit_status_says_whether_something_required_is_missing(tmp_path: Pa
     assert status == 69 and document["version"] == 1 and not document["healthy"]
     failed = {one["check"] for one in document["findings"] if one["grade"] == "fail"}
     assert {"kernel", "cgroup v2", "agent", "reaper"} <= failed
+    assert "leasectl doctor" not in out.getvalue(), "who reads this has asked it"
+
+
+def test_the_agent_is_looked_for_where_leasectl_would_ask_it(tmp_path: Path) -> None:
+    with CannedAgent(tmp_path, {}) as agent:
+        found = {one.topic: one for one in service_checks.sockets(Path("/"), agent.path, "/none")}
+    assert found["agent"].grade is Grade.OK and found["agent (admin)"].grade is Grade.NOTE

@@ -104,12 +104,15 @@ def test_a_drain_that_is_only_begun(tmp_path: Path) -> None:
         status, out, _ = leasectl(agent, "drain --no-wait --json")
         assert json.loads(out)["affected"] == [LEASE_ID] and status == 0
         assert "resource_id" not in agent.asked(DRAIN), "the whole host"
+        _, out, _ = leasectl(agent, "drain --no-wait")
+        assert LEASE_ID in out
 
 
 def test_what_cannot_be_meant(tmp_path: Path) -> None:
     with CannedAgent(tmp_path, script(listed(), refused("still_held", "gpu"))) as agent:
-        status, _, err = leasectl(agent, "drain gpu:GPU-0 --for driver-upgrade")
-        assert status == 65 and "name the kind" in err
+        for what in ("gpu:GPU-0", "mem"):
+            status, _, err = leasectl(agent, f"drain {what} --for driver-upgrade")
+            assert status == 65 and "of gpu only" in err and DRAIN not in dict(agent.calls)
         status, _, err = leasectl(agent, "drain --for driver-upgrade")
         assert status == 65 and "resumed it meanwhile" in err
         status, out, _ = leasectl(agent, "resume gpu")

@@ -129,7 +129,6 @@ def test_an_error_output_that_is_closed() -> None:
     "words",
     [
         ("policy", "check"),
-        ("admin", "set-policy"),
         ("evidence", "verify"),
         ("verify", "--log", "/", "--policy"),
         ("verify", "--log", "/", "--enrolment"),

@@ -106,7 +106,7 @@ def test_a_full_queue_is_not_to_be_waited_in_and_levels_have_names() -> None:
     full = Refusal("queue_full", "waiting", 1, 1, 1, 110 * SECOND, 10, "tenants.a.waiting_max")
     assert "--wait" not in refusal_text(full, CONSOLE)
     high = Refusal("level", "level", 5, 0, 10, rule="tenant_default.level_max")
-    assert "level: asked critical, the limit is normal (ten" in refusal_text(high, CONSOLE)
+    assert refusal_text(high, CONSOLE).startswith("level: asked critical, the limit is normal (ten")
 
 
 def test_why_no_worker_did_it() -> None:

@@ -143,4 +143,5 @@ def test_health_names_what_is_not_well_and_its_status_says_so(tmp_path: Path) ->
         _, told, _ = leasectl(agent, "health --json")
     assert row(out, GPU) == [GPU, "ok", "78 C", "3 corrected", "-"]
     assert row(out, OTHER) == [OTHER, "sick", "-", "-", "wants a reset"]
-    assert json.loads(told)["devices"][1]["why"] == "wants a reset"
+    device = json.loads(told)["devices"][1]
+    assert (device["why"], device["temperature"], device["errors"]) == ("wants a reset", None, None)

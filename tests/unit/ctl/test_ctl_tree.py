@@ -15,6 +15,7 @@ import pytest
 from leased.collector import main as collector
 from leased.ctl.completion import script
 from leased.ctl.main import EXIT_STATUSES, FAMILIES, build_parser
+from leased.ctl.usage_text import FAMILIAR
 from leased.terms import errors
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -93,6 +94,25 @@ def test_a_command_line_that_cannot_be_meant_ends_with_64(
         assert ended.value.code == 64
     told = capsys.readouterr()
     assert not told.out and told.err.startswith("usage: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [("lss", "it ls?"), ("cancel", "it release?"), ("policy chek", "it check?"), ("x", "")],
+)
+def test_a_wrong_verb_is_answered_by_the_one_that_may_be_meant(
+    words: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(words.split())
+    told = capsys.readouterr().err
+    assert meant in told and "--help" in told and "choose from" not in told
+
+
+@pytest.mark.parametrize("meant", FAMILIAR.values())
+def test_what_other_programs_call_a_verb_leads_to_verbs_that_there_are(meant: str) -> None:
+    for verb in re.split(", | or ", meant):
+        assert tuple(verb.split()) in VERBS
 
 
 @pytest.mark.parametrize(

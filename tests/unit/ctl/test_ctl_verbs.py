@@ -96,6 +96,15 @@ def test_the_beginning_of_an_id_is_enough_if_it_is_unique(tmp_path: Path) -> Non
         assert status == 65
 
 
+@pytest.mark.parametrize(("pid", "bound"), [(9, "process 9"), (0, "cgroup"), (-1, "deadline")])
+def test_what_ends_a_lease_is_told_in_words(tmp_path: Path, pid: int, bound: str) -> None:
+    told = {"lease": lease(pid=pid), "access": []}
+    with CannedAgent(tmp_path, {LIST: two_leases(), "io.leased.Lease.Describe": told}) as agent:
+        _, out, _ = leasectl(agent, "show 7fa")
+    [line] = [line for line in out.splitlines() if line.startswith("bound to")]
+    assert bound in line and "-1" not in line
+
+
 def test_what_a_holder_must_know_is_in_json(tmp_path: Path) -> None:
     access = {"resource_id": RESOURCE, "name": "LEASE_RKEY_0", "value": "0x5ec2e7"}
     told = {"lease": lease(), "access": [access]}
@@ -262,7 +271,7 @@ def test_operators_verbs(tmp_path: Path) -> None:
         status, _, _ = leasectl(agent, f"admin unfence {RESOURCE}")
         assert status == 0
         assert agent.asked("io.leased.Admin.Unfence")["resource_id"] == RESOURCE
-        status, _, err = leasectl(agent, "admin drain gpu")
+        status, _, err = leasectl(agent, "admin drain gpu:0")
         assert status == 65 and "no such resource" in err
 
 

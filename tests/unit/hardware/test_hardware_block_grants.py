@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-import trio.testing
 
 from leased.hardware.backend import Queues
 from leased.hardware.block import calls, mapping, verbs
@@ -238,9 +237,8 @@ async def test_what_this_log_does_not_know_to_be_erased_is_erased_before_anybody
     assert "clear" in await verbs_of_a_lease(again, crew), "another log"
 
 
-async def test_an_end_that_was_broken_off_has_erased_nothing(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.autojump
+async def test_an_end_that_was_broken_off_has_erased_nothing() -> None:
     """It overran its published bound, or the agent was killed; an operator lifted the fence. The
     namespace was said to be erased, as before that lease, and the next tenant read it."""
     crew = Crew()
@@ -285,9 +283,8 @@ async def test_what_could_not_be_erased_is_granted_to_nobody(failing: str, erase
 
 
 @pytest.mark.parametrize("verb", ["clean", "prove"])
-async def test_a_drive_that_hangs_fences_its_own_namespace_alone(
-    verb: str, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_a_drive_that_hangs_fences_its_own_namespace_alone(verb: str) -> None:
     """And the lease's other drives are erased and proven meanwhile: their bounds are running."""
     crew, lease = Crew(), make_lease(ONE, OTHER)
     crew.hangs = verb, FIRST

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-import trio.testing
 
 from leased.hardware.config import HardwareConfig
 from leased.hardware.dax import calls
@@ -56,7 +55,7 @@ class Crew:
                 raise DeviceError("worker_answer", errno.ETIMEDOUT)
             steps = (StepReport(TeardownStep.SCRUB, 0, 1, 2),)
             released = calls.Released(f"{argument.identity}.0", GIB, steps)
-            return released if verb == "release" else calls.Witnessed(steps)
+            return released if verb == "release" else calls.Steps(steps)
         assert verb == "ready" and not argument.clean
         del self.ranges[argument.identity]
         self.recreating.set()
@@ -111,9 +110,8 @@ async def test_a_range_that_is_made_ready_while_a_survey_looks_is_still_there(
 
 
 @pytest.mark.parametrize("verb", ["", "release", "witness"])
-async def test_ranges_are_taken_back_at_the_same_time_and_fenced_one_by_one(
-    verb: str, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.autojump
+async def test_ranges_are_taken_back_at_the_same_time_and_fenced_one_by_one(verb: str) -> None:
     """The bound that is published is a range's, not that of as many as a lease has."""
     crew = Crew()
     crew.hangs = verb, "one"
@@ -126,9 +124,8 @@ async def test_ranges_are_taken_back_at_the_same_time_and_fenced_one_by_one(
     assert verdict.unproven == ({SHARE: GIB} if verb else {})
 
 
-async def test_an_end_does_not_reach_the_lease_that_has_the_range_by_then(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.autojump
+async def test_an_end_does_not_reach_the_lease_that_has_the_range_by_then() -> None:
     """An operator lifted the fence while it was tried once more: whoever had the range by then was
     killed, and what he had written overwritten."""
     crew = Crew()

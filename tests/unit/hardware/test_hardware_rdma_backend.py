@@ -10,7 +10,6 @@ from typing import Any, Never
 
 import pytest
 import trio
-import trio.testing
 
 from leased.hardware.calls import CgroupFacts, Found, Founded
 from leased.hardware.config import HardwareConfig
@@ -111,9 +110,8 @@ class LivelyCrew(Crew):
         return answers[returns]
 
 
-async def test_a_device_that_hangs_does_not_hold_up_the_teardown_of_others(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.autojump
+async def test_a_device_that_hangs_does_not_hold_up_the_teardown_of_others() -> None:
     hung, well = REGION, OTHER
     config = HardwareConfig()
     crew = LivelyCrew(config, hung=GUID)
@@ -128,8 +126,9 @@ async def test_a_device_that_hangs_does_not_hold_up_the_teardown_of_others(
 
 
 @pytest.mark.parametrize("verb", ["end", "witness", "probe"])
+@pytest.mark.autojump
 async def test_the_devices_of_a_lease_are_taken_back_at_the_same_time_and_fenced_one_by_one(
-    verb: str, autojump_clock: trio.testing.MockClock
+    verb: str,
 ) -> None:
     """What one of them does not answer keeps no other from being asked."""
     config = HardwareConfig(rdma=RdmaConfig(prober="rxe9"))

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import msgspec
-
-from leased.hardware.rdma.calls import Object
 from leased.hardware.rdma.carrying import objects_on
 from leased.hardware.rdma.ledger import Ledger, belonging, orphans
-from leased.hardware.rdma.nldev import Link, Row
+from leased.hardware.rdma.nldev import Link, Object
 from leased.terms.identity import LeaseId
 
 A, B, C = (LeaseId(bytes([number]) * 16) for number in (1, 2, 3))
@@ -104,8 +101,8 @@ def test_what_is_left_is_left_however_often_it_is_asked() -> None:
 class Kernel:
     """Lists the same objects, whichever device it is asked of."""
 
-    def objects(self, index: int) -> list[Row]:
-        return [Row(*msgspec.structs.astuple(one)) for one in [*KERNEL, *objects_of(MINE, 5)]]
+    def objects(self, index: int) -> list[Object]:
+        return [*KERNEL, *objects_of(MINE, 5)]
 
 
 def test_what_a_device_that_was_reset_gives_again_is_not_what_it_gave_before() -> None:

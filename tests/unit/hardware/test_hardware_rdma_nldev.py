@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leased.hardware.rdma import nldev
-from leased.hardware.rdma.nldev import Row
+from leased.hardware.rdma.nldev import Object
 from leased.terms.errors import DeviceError
 
 CAPTURE = Path(__file__).resolve().parents[2] / "vectors/nldev.txt"
@@ -36,7 +36,7 @@ def payloads(name: str) -> list[bytes]:
     ]
 
 
-def rows(kind: str) -> list[Row]:
+def rows(kind: str) -> list[Object]:
     """The objects of that kind."""
     return [row for payload in payloads(kind) for row in nldev.rows(kind, payload)]
 
@@ -54,25 +54,25 @@ def test_a_port_tells_its_state_and_its_network_device() -> None:
 
 def test_an_object_tells_its_maker_and_what_it_belongs_to() -> None:
     assert rows("context") == [
-        Row("context", 9, DEAD, "", 9, -1, 0),
-        Row("context", 10, ALIVE, "", 10, -1, 0),
+        Object("context", 9, DEAD, "", 9, -1, 0),
+        Object("context", 10, ALIVE, "", 10, -1, 0),
     ]
     assert rows("domain") == [
-        Row("domain", 0, 0, "ib_core", -1, 0, 0),
-        Row("domain", 6, DEAD, "", 9, 6, 0),
-        Row("domain", 7, ALIVE, "", 10, 7, 0),
+        Object("domain", 0, 0, "ib_core", -1, 0, 0),
+        Object("domain", 6, DEAD, "", 9, 6, 0),
+        Object("domain", 7, ALIVE, "", 10, 7, 0),
     ]
     assert rows("region") == [
-        Row("region", 5, DEAD, "", -1, 6, 8192),
-        Row("region", 6, ALIVE, "", -1, 7, 4096),
+        Object("region", 5, DEAD, "", -1, 6, 8192),
+        Object("region", 6, ALIVE, "", -1, 7, 4096),
     ]
     assert rows("queue") == [
-        Row("queue", 20, ALIVE, "", -1, 7, 0),
-        Row("queue", 1, 0, "ib_core", -1, -1, 0),
+        Object("queue", 20, ALIVE, "", -1, 7, 0),
+        Object("queue", 1, 0, "ib_core", -1, -1, 0),
     ]
     assert rows("completions") == [
-        Row("completions", 0, 0, "ib_core", -1, -1, 0),
-        Row("completions", 5, ALIVE, "", 10, -1, 0),
+        Object("completions", 0, 0, "ib_core", -1, -1, 0),
+        Object("completions", 5, ALIVE, "", 10, -1, 0),
     ]
     assert rows("receives") == []
 

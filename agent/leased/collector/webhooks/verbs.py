@@ -211,7 +211,7 @@ def _tell(
             "everybody" if one.tenants is None else ", ".join(one.tenants),
             str(one.pending),
             str(one.dead),
-            one.disabled_because or "on",
+            "on" if one.disabled_because is None else f"off, {one.disabled_because}",
         )
         for one in found
     ]

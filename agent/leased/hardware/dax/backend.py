@@ -274,7 +274,7 @@ class DaxBackend:
             try:
                 worker = f"dax witness {identity}"
                 extra_ns = self._touching_ns(1, allotment)
-                seen = await self._ask(worker, "witness", call, calls.Witnessed, extra_ns)
+                seen = await self._ask(worker, "witness", call, calls.Steps, extra_ns)
             except DeviceError as error:
                 return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, now_ns()),)
             finally:

@@ -12,6 +12,7 @@ import msgspec
 
 from leased.hardware.answers import Nothing as Nothing
 from leased.hardware.answers import Present as Present
+from leased.hardware.answers import Steps as Steps
 from leased.hardware.dax.ranges import Range
 from leased.hardware.nodes import Node, Speed
 from leased.terms.teardown import StepReport
@@ -88,12 +89,6 @@ class Witness(msgspec.Struct, frozen=True, array_like=True):
     identity: str
     search: Search
     size_bytes: int
-
-
-class Witnessed(msgspec.Struct, frozen=True, array_like=True):
-    """What was seen."""
-
-    steps: tuple[StepReport, ...]
 
 
 class Close(msgspec.Struct, frozen=True, array_like=True):

@@ -107,7 +107,7 @@ def _to_release(call: calls.Release, root: Path) -> tuple[Range, bool]:
     return _leasable(call.identity, root), True
 
 
-def witness(call: calls.Witness, fds: list[int]) -> calls.Witnessed:
+def witness(call: calls.Witness, fds: list[int]) -> calls.Steps:
     """Look as somebody who has done nothing: through a descriptor and mappings of its own."""
     root = Path(call.root)
     steps: list[StepReport] = []
@@ -135,7 +135,7 @@ def witness(call: calls.Witness, fds: list[int]) -> calls.Witnessed:
     with contextlib.suppress(_Ended):
         _step(steps, TeardownStep.RELEASE, nobody)
         _step(steps, TeardownStep.WITNESS, zero)
-    return calls.Witnessed(tuple(steps))
+    return calls.Steps(tuple(steps))
 
 
 def close(call: calls.Close, fds: list[int]) -> calls.Nothing:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import msgspec
 
 from leased.hardware.answers import Nothing as Nothing
+from leased.hardware.answers import Steps as Steps
 from leased.hardware.answers import User as User
 from leased.hardware.answers import Users as Users
 from leased.hardware.calls import CgroupFacts
 from leased.hardware.config import HardwareConfig
 from leased.hardware.rdma.devices import RdmaDevice
+from leased.hardware.rdma.nldev import Object as Object
 from leased.terms.resource import Resource
-from leased.terms.teardown import StepReport
 
 
 class Look(msgspec.Struct, frozen=True, array_like=True):
@@ -123,28 +124,10 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     qp_number: int
 
 
-class Steps(msgspec.Struct, frozen=True, array_like=True):
-    """What was done, step by step."""
-
-    steps: tuple[StepReport, ...]
-
-
 class Witness(msgspec.Struct, frozen=True, array_like=True):
     """List the objects on a device."""
 
     guid: str
-
-
-class Object(msgspec.Struct, frozen=True, array_like=True):
-    """One object as the kernel lists it (`nldev.Row`)."""
-
-    kind: str
-    number: int
-    pid: int
-    kernel: str
-    context: int
-    domain: int
-    bytes: int
 
 
 class Listed(msgspec.Struct, frozen=True, array_like=True):

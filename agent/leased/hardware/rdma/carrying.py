@@ -103,12 +103,10 @@ def objects_on(nldev: Nldev, link: Link) -> tuple[calls.Object, ...]:
         return number if number < 0 else link.number << 32 | number
 
     return tuple(
-        calls.Object(
-            *row._replace(
-                number=apart(row.number), context=apart(row.context), domain=apart(row.domain)
-            )
+        one._replace(
+            number=apart(one.number), context=apart(one.context), domain=apart(one.domain)
         )
-        for row in nldev.objects(link.number)
+        for one in nldev.objects(link.number)
     )
 
 

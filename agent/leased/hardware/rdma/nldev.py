@@ -63,7 +63,7 @@ KINDS: Final[dict[str, Listing]] = {
 }
 
 
-class Row(NamedTuple):
+class Object(NamedTuple):
     """One object. `pid` 0: its maker is dead. `kernel` names an object that the kernel made for
     itself. `context` and `domain` are what it belongs to, -1 where the kernel does not say."""
 
@@ -135,7 +135,7 @@ def attributes(payload: bytes) -> Iterator[tuple[int, bytes]]:
         at += length + -length % 4
 
 
-def rows(kind: str, payload: bytes) -> Iterator[Row]:
+def rows(kind: str, payload: bytes) -> Iterator[Object]:
     """The objects in one message of that kind's dump."""
     listing = KINDS[kind]
     for table, entries in attributes(payload):
@@ -146,8 +146,8 @@ def rows(kind: str, payload: bytes) -> Iterator[Row]:
                 yield _row(kind, listing, dict(attributes(value)))
 
 
-def _row(kind: str, listing: Listing, found: dict[int, bytes]) -> Row:
-    return Row(
+def _row(kind: str, listing: Listing, found: dict[int, bytes]) -> Object:
+    return Object(
         kind,
         _number(found, listing.number),
         max(_number(found, RES_PID), 0),
@@ -229,9 +229,9 @@ class Nldev:
             return _number(found, UVERBS_DRIVER_ID), _number(found, CHARDEV)
         raise DeviceError("nldev", errno.EBADMSG, "no answer about the verbs device")
 
-    def objects(self, index: int) -> list[Row]:
+    def objects(self, index: int) -> list[Object]:
         """Every object on a device, whoever made it."""
-        found: list[Row] = []
+        found: list[Object] = []
         for kind, listing in KINDS.items():
             for payload in self._dump(listing.command, (_index(index),)):
                 found.extend(rows(kind, payload))

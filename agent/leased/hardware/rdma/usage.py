@@ -19,7 +19,7 @@ from leased.hardware import openers
 from leased.hardware.openers import Sought
 from leased.hardware.rdma import calls
 from leased.hardware.rdma.devices import find_link
-from leased.hardware.rdma.nldev import Nldev, Row
+from leased.hardware.rdma.nldev import Nldev, Object
 
 _CORE: Final = "ib_core"
 
@@ -43,7 +43,7 @@ def users(asked: calls.Usage, fds: Sequence[int]) -> calls.Users:
     return calls.Users(tuple(dict.fromkeys(found)))
 
 
-def _makers(rows: Iterable[Row]) -> Iterator[calls.User]:
+def _makers(rows: Iterable[Object]) -> Iterator[calls.User]:
     for row in rows:
         if row.kernel and row.kernel != _CORE:
             yield calls.User(0, 0, row.kernel, "driver")

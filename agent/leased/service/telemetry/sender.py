@@ -17,7 +17,7 @@ import errno
 import ssl
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import h11
 import trio
@@ -53,13 +53,12 @@ class _Unanswered(Exception):
     """The receiver could not be asked, or did not answer; `why` is for the operator."""
 
 
-class _Answer:
+class _Answer(NamedTuple):
     """What came back."""
 
-    def __init__(self, status: int, retry_after: str, body: bytes) -> None:
-        self.status = status
-        self.retry_after = retry_after
-        self.body = body
+    status: int
+    retry_after: str
+    body: bytes
 
 
 class Sender:
