@@ -2,12 +2,14 @@
 """Fake adoptions that argue back: nobody is moved; who would have been is remembered.
 
 Rule: a tree is moved once and put back once; a pidfd that is closed, or of another process, is an
-AssertionError. `owner` is whose the process is, `refusal` why it is left alone.
+AssertionError. `owner` is whose the process is, `refusal` why it is left alone. A look at who keeps
+the killed takes `look_s`.
 """
 
 from __future__ import annotations
 
 import select
+from collections.abc import Sequence
 
 import trio
 
@@ -28,6 +30,13 @@ class FakeAdoptions:
         self.moved: list[tuple[str, int]] = []
         self.put_back_for: list[LeaseId] = []
         self.wanted: dict[Request, tuple[int, int]] = {}
+        self.looks: list[tuple[LeaseId, ...]] = []
+        self.look_s = 0.0
+
+    async def loosen(self, leases: Sequence[Lease]) -> tuple[str, ...]:
+        self.looks.append(tuple(lease.lease_id for lease in leases))
+        await trio.sleep(self.look_s)
+        return ()
 
     async def inspect(self, pid: int, pidfd: int) -> Owner:
         await trio.lowlevel.checkpoint()

@@ -276,10 +276,9 @@ class Agent:
             holders=self.holders,
             sampler=self.telemetry,
             submit=submit,
-            tell_report=lambda lease_id, step, report, _: self.reports.append(
-                (lease_id, step, report)
-            ),
+            tell_report=lambda *told: self.reports.append(told[:3]),
             withdrawal=host.peers,
+            loosen=host.devices.adoptions.loosen,
         )
         self.notifier: Notifier | None = None
         self.listener: Listener | None = None

@@ -15,20 +15,30 @@ from collections.abc import Iterator
 
 import pytest
 
-from leased.hardware.adoption.servers import CONNECTIONS, is_kept_by
+from leased.hardware.adoption.servers import (
+    CONNECTIONS,
+    Killed,
+    Loosen,
+    _uids_of_the_stuck,
+    is_kept_by,
+    loosen,
+)
 from tests.doubles.host import not_proven
 from tests.doubles.host_agent import NOBODY, REPOSITORY, HostAgent, exited, mem
 
 pytestmark = pytest.mark.root
 
 CUT_S_MAX = 3
-HOLDER = f"""
+OTHER = NOBODY - 1
+SERVED = """
 import ctypes, json, mmap, os, struct, sys
+uid, mounts = map(int, sys.argv[1:3])
 libc = ctypes.CDLL(None)
-os.setgroups([]); os.setresgid(*({NOBODY},) * 3); os.setresuid(*({NOBODY},) * 3)
+os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
 libc.prctl(4, 1, 0, 0, 0)
 assert libc.unshare(0x10020000) == 0
-for name, said in ("setgroups", "deny"), ("uid_map", "0 {NOBODY} 1"), ("gid_map", "0 {NOBODY} 1"):
+mapped = "0 %d 1" % uid
+for name, said in ("setgroups", "deny"), ("uid_map", mapped), ("gid_map", mapped):
     open("/proc/self/" + name, "w").write(said)
 fuse = os.open("/dev/fuse", os.O_RDWR)
 options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % fuse
@@ -42,16 +52,29 @@ if os.fork() == 0:
         elif asked == 1:
             print("he waits", flush=True)
 os.close(fuse)
+if mounts:
+    assert libc.mount(b"none", b"/srv", b"tmpfs", 0, b"") == 0
+    at = "/srv" + 15 * ("/" + 250 * "m")
+    os.makedirs(at)
+    for _ in range(mounts):
+        assert libc.mount(b"none", at.encode(), b"tmpfs", 0, b"") == 0
+"""
+KILLED = f"""{SERVED}
+print(flush=True)
+os.stat("/mnt/file")
+"""
+HOLDER = f"""{SERVED}
 from tests.doubles.wire_peer import Peer
-peer = Peer(sys.argv[1])
-asked = dict(resources=[{mem(1 << 20)!r}], ttl_ns=60_000_000_000, bind=sys.argv[2])
-lease = peer.call("Lease.Acquire", **asked)["lease"]
+path, bind, leases = *sys.argv[3:5], int(sys.argv[5])
+peer = Peer(path)
+asked = dict(resources=[{mem(1 << 20)!r}], ttl_ns=60_000_000_000, bind=bind)
+lease = [peer.call("Lease.Acquire", **asked)["lease"] for _ in range(leases)][0]
 outside = os.fork()
 if outside == 0:
     view = mmap.mmap(peer.fds[0], 1 << 20)
     while True:
         view[0] = 1
-if sys.argv[2] == "cgroup":
+if bind == "cgroup":
     peer.call("Lease.Join", lease_id=lease["lease_id"])
 print(json.dumps(dict(lease_id=lease["lease_id"], outside=outside)), flush=True)
 os.stat("/mnt/file")
@@ -81,18 +104,30 @@ def test_nobody_has_anothers_connection_aborted_by_keeping_himself_waiting() -> 
     assert not is_kept_by(40, 0, frozenset({0}), hidden), "root's"
 
 
+@contextlib.contextmanager
+def held(program: str, *words: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that waits for a file system of its own, and what it said before."""
+    told = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    asked = [sys.executable, "-c", program, *map(str, words)]
+    with subprocess.Popen(
+        asked, stdout=subprocess.PIPE, env=told, text=True, start_new_session=True
+    ) as holder:
+        try:
+            assert holder.stdout is not None
+            said = holder.stdout.readline()
+            assert holder.stdout.readline() == "he waits\n"
+            yield holder, said
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(holder.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("bind", ["process", "cgroup"])
 def test_who_serves_what_he_waits_for_ends_with_his_lease(
     shared_agent: HostAgent, bind: str
 ) -> None:
-    words = [sys.executable, "-c", HOLDER, str(shared_agent.socket), bind]
-    told = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, env=told, text=True, start_new_session=True
-    ) as holder:
-        assert holder.stdout is not None
-        facts, waits = json.loads(holder.stdout.readline()), holder.stdout.readline()
-        assert waits == "he waits\n"
+    with held(HOLDER, NOBODY, 0, shared_agent.socket, bind, 1) as (holder, said):
+        facts = json.loads(said)
         outside = os.pidfd_open(facts["outside"])
         try:
             shared_agent.call("Admin.Revoke", admin=True, lease_id=facts["lease_id"])
@@ -102,6 +137,29 @@ def test_who_serves_what_he_waits_for_ends_with_his_lease(
             assert holder.wait(CUT_S_MAX) == -signal.SIGKILL
             assert "FUSE connection" in shared_agent.log()
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(holder.pid, signal.SIGKILL)
             os.close(outside)
+
+
+def test_many_who_do_not_die_end_together(shared_agent: HostAgent) -> None:
+    many = held(HOLDER, NOBODY, 100, shared_agent.socket, "process", 20)
+    with many as (_, first), held(HOLDER, OTHER, 0, shared_agent.socket, "process", 1) as (_, said):
+        shared_agent.call("Admin.Drain", admin=True, resource_id="", grace_ns=0)
+        for lease_id in (json.loads(told)["lease_id"] for told in (first, said)):
+            ended = shared_agent.wait_for(lease_id, timeout_s=CUT_S_MAX)["runtime"]
+            assert ended["state"] == "reclaimed", ended
+        shared_agent.call("Admin.Resume", admin=True, resource_id="")
+
+
+def test_a_tenant_with_many_mounts_takes_its_own_share_of_the_look() -> None:
+    """As many as are read take 20 ms and more. On a busy host a look may have no turn."""
+    with held(KILLED, NOBODY, 4500) as (greedy, _), held(KILLED, OTHER, 0) as (other, _):
+        killed = (greedy, other)
+        for one in killed:
+            one.kill()
+            while not _uids_of_the_stuck(one.pid):
+                os.sched_yield()
+        asked = Loosen("", tuple((Killed(at, "", one.pid),) for at, one in enumerate(killed)))
+        looks = (loosen(asked, (), budget_ns=12_000_000).connections for _ in range(50))
+        found = next(filter(None, ([one for one in look if one.at == 1] for look in looks)))
+        assert [(one.uid, one.tid) for one in found] == [(OTHER, other.pid)]
+        assert other.wait(CUT_S_MAX) == -signal.SIGKILL

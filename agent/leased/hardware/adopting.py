@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
 from leased.hardware.adoption.carrying import Move, Moved, Undo
-from leased.hardware.adoption.servers import BUDGET_NS, Loosen, Loosened
+from leased.hardware.adoption.servers import BUDGET_NS, Killed, Loosen, Loosened
 from leased.hardware.adoption.tree import Process
 from leased.hardware.calls import CgroupFacts
 from leased.hardware.crew import Crew
 from leased.terms.errors import DeviceError
-from leased.terms.identity import CommandId, LeaseId
+from leased.terms.identity import CommandId, LeaseId, TenantId
 from leased.terms.lease import Lease
 
 Request = tuple[int, CommandId]
@@ -31,7 +31,8 @@ Request = tuple[int, CommandId]
 
 _WORKER = "adoption"
 _LOOSENER = "loosen"
-"""One for all: a tenant may have a thousand leases whose holders do not die."""
+NAMED_MAX = 16
+"""Leases of a look that failed: it is for all that are stuck."""
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -51,7 +52,6 @@ class Adoptions:
         self._facts = facts
         self._wanted: dict[Request, tuple[int, int]] = {}
         self._moved: dict[LeaseId, tuple[str, tuple[Process, ...]]] = {}
-        self._loosening = 0
 
     async def inspect(self, pid: int, pidfd: int) -> Owner:
         """Whose the process is. Raises DeviceError(EPERM) for a tree that must be left alone."""
@@ -99,27 +99,31 @@ class Adoptions:
         """Whoever of these is still in the leaf goes back where it was. Raises DeviceError."""
         await self._undo(Undo(leaf, processes))
 
-    async def loosen(self, lease: Lease) -> tuple[str, ...]:
-        """Have those who keep killed processes of the lease waiting let go; what was done."""
-        cgroup = lease.subject.cgroup
-        self._loosening += 1
+    async def loosen(self, leases: Sequence[Lease]) -> tuple[str, ...]:
+        """Have those who keep killed processes of these leases waiting let go, all in one look;
+        what was done."""
+        tenants: dict[TenantId, list[Killed]] = {}
+        for at, lease in enumerate(leases):
+            killed = Killed(at, lease.subject.cgroup, lease.pid)
+            tenants.setdefault(lease.subject.tenant, []).append(killed)
         try:
-            leaf = f"{(await self._facts()).path}/{cgroup}" if cgroup else ""
-            asked = Loosen(leaf, lease.pid)
+            root = (await self._facts()).path
+            asked = Loosen(root, tuple(map(tuple, tenants.values())))
             done = await self._crew.task(
                 _LOOSENER, "adoption", "loosen", asked, Loosened, extra_ns=BUDGET_NS
             )
         except DeviceError as error:
-            return (f"who keeps its killed processes could not be looked for ({error})",)
+            whose = ", ".join(lease.lease_id.hex() for lease in leases[:NAMED_MAX])
+            return (f"who keeps killed processes could not be looked for ({error}): {whose}",)
         finally:
-            self._loosening -= 1
-            if not self._loosening:
-                self._crew.dismiss(_LOOSENER)
-        return tuple(
-            f"thread {tid} was killed and waited for FUSE connection {number} of uid {uid}, which"
-            " did not answer: aborted"
-            for number, uid, tid in done.connections
+            self._crew.dismiss(_LOOSENER)
+        told = tuple(
+            f"lease {leases[one.at].lease_id.hex()}: thread {one.tid} was killed and waited for"
+            f" FUSE connection {one.number} of uid {one.uid}, which did not answer: aborted"
+            for one in done.connections
         )
+        more = (f"{done.untold} more such connections were aborted",) if done.untold else ()
+        return (*told, *more)
 
     async def _undo(self, asked: Undo) -> None:
         if asked.processes:

@@ -7,10 +7,10 @@ is left on the channel and the next step begins. The cut is the reaper's (`revok
 report of the cut it made at the deadline, or cuts now); the scrub and the proof are the device
 workers', and the proof asks another source than the scrub did.
 
-Leases that fall together are torn down together; much memory goes its own way, a few at once. A
-budget of which something is missing is asked for again for some minutes: what a tenant wrote to a
-file system is charged to it until the file system's journal lets go. Does not decide what the
-outcome means: `lessor.lifecycle` does.
+Leases that fall together are torn down together; much memory goes its own way, a few at once. What
+may be broken off and asked again tells nobody. A budget of which something is missing is asked for
+again for some minutes: what a tenant wrote to a file system is charged to it until the file
+system's journal lets go. Does not decide what the outcome means: `lessor.lifecycle` does.
 """
 
 from __future__ import annotations
@@ -56,12 +56,19 @@ TellReport = Callable[[LeaseId, str, bytes, bytes], None]
 """Takes (lease, step, report, evidence) for people to read. Must not block."""
 
 
-Loosen = Callable[[Lease], Awaitable[Sequence[str]]]
-"""Have whoever keeps the killed of a lease waiting let go; what was done, in words."""
+STUCK_MAX = 4096
+"""Leases that are looked at together: who keeps the killed is looked for once for all of them."""
 
 
-async def _let_nobody_go(_: Lease) -> Sequence[str]:
+Loosen = Callable[[Sequence[Lease]], Awaitable[Sequence[str]]]
+"""Have whoever keeps the killed of these leases waiting let go; what was done, in words."""
+
+
+async def _let_nobody_go(_: Sequence[Lease]) -> Sequence[str]:
     return ()
+
+
+Outcomes = Sequence[CutReport | DeviceError]
 
 
 class Withdrawal(Protocol):
@@ -113,6 +120,8 @@ class Reclaimer:
         self._teardowns: Gathering[Lease] = Gathering()
         self._closed: Gathering[LeaseId] = Gathering()
         self._stragglers: Gathering[tuple[Lease, CutReport]] = Gathering()
+        self._stuck: Gathering[tuple[Lease, bool]] = Gathering()
+        """Whose holders do not die, and whether the cut is over all the same."""
         self._late: Gathering[tuple[Lease, int]] = Gathering()
         self._begun: dict[LeaseId, Lease | None] = {}
         """What is torn down, and how it was when that was asked for again meanwhile."""
@@ -155,6 +164,7 @@ class Reclaimer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_closed)
             nursery.start_soon(self._run_stragglers)
+            nursery.start_soon(self._run_stuck)
             nursery.start_soon(self._run_late)
             slots = trio.Semaphore(SLOW_AT_ONCE_MAX)
             while True:
@@ -185,7 +195,7 @@ class Reclaimer:
             if slots is None:
                 await self._reclaim(leases)
             else:
-                cut = await self._cut(leases)
+                cut = self._tell_cut(leases, await self._cut(leases))
                 async with slots:
                     await self._clean(cut)
         finally:
@@ -193,11 +203,11 @@ class Reclaimer:
             self._ended.unpark_all()
 
     async def _reclaim(self, leases: Sequence[Lease]) -> None:
-        cut: list[tuple[Lease, CutReport]] | None = None
+        outcomes: Outcomes | None = None
         with trio.move_on_after(TOGETHER_S if len(leases) > 1 else math.inf):
-            cut = await self._cut(leases)
-        if cut is not None:
-            await self._clean(cut)
+            outcomes = await self._cut(leases)
+        if outcomes is not None:
+            await self._clean(self._tell_cut(leases, outcomes))
             return
         # Somebody takes long to die. Whoever has gone must not wait for that: each goes alone
         # (asking for a cut again tells of the one already begun).
@@ -206,7 +216,7 @@ class Reclaimer:
                 nursery.start_soon(self._cut_alone, lease)
 
     async def _cut_alone(self, lease: Lease) -> None:
-        for cut in await self._cut([lease]):
+        for cut in self._tell_cut([lease], await self._cut([lease])):
             self._stragglers.put(cut)
 
     async def _run_stragglers(self) -> None:
@@ -214,6 +224,18 @@ class Reclaimer:
         that it is asked for."""
         while True:
             await self._clean(await self._stragglers.take(BATCH_MAX))
+
+    async def _run_stuck(self) -> None:
+        """Look for who keeps the killed, of all that are stuck at the time: nobody's teardown waits
+        for as many looks as somebody else has leases."""
+        while True:
+            stuck = await self._stuck.take(STUCK_MAX)
+            leases = {lease.lease_id: lease for lease, _ in stuck}
+            for done in await self._loosen(tuple(leases.values())):
+                self._say(done)
+            for lease, is_over in stuck:
+                if is_over:
+                    self._break_off(lease)
 
     async def _run_late(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -227,8 +249,8 @@ class Reclaimer:
 
     # -- the three steps ---------------------------------------------------------------------------
 
-    async def _cut(self, leases: Sequence[Lease]) -> list[tuple[Lease, CutReport]]:
-        """End access; the leases whose access has ended, and how."""
+    async def _cut(self, leases: Sequence[Lease]) -> Outcomes:
+        """End access, and say how that went to nobody else."""
         for lease in leases:
             await self._grantor.settled(lease.lease_id)
         withdrawn = {
@@ -238,15 +260,30 @@ class Reclaimer:
         }
         # Who gave a lease back by itself may live on; whoever runs in the leaf is killed.
         spare = frozenset(lease.lease_id for lease in leases if lease.ended is Ending.RELEASED)
-        outcomes = await self._revoke(leases, spare)
+        return [
+            msgspec.structs.replace(one, steps=(*withdrawn[one.lease_id], *one.steps))
+            if isinstance(one, CutReport) and withdrawn.get(one.lease_id)
+            else one
+            for one in await self._revoke(leases, spare)
+        ]
+
+    async def _revoke(self, leases: Sequence[Lease], spare: frozenset[LeaseId]) -> Outcomes:
+        lease_ids = [lease.lease_id for lease in leases]
+        with trio.move_on_after(STUCK_AFTER_S):
+            return await self._reaper.revoke_many(lease_ids, spare=spare)
+        for lease in leases:
+            self._stuck.put((lease, False))
+        return await self._reaper.revoke_many(lease_ids, spare=spare)
+
+    def _tell_cut(
+        self, leases: Sequence[Lease], outcomes: Outcomes
+    ) -> list[tuple[Lease, CutReport]]:
+        """Say how it went; the leases whose access has ended, and how."""
         cut: list[tuple[Lease, CutReport]] = []
         for lease, outcome in zip(leases, outcomes, strict=True):
             if isinstance(outcome, DeviceError):
                 self._fail(lease, TeardownStep.KILL, outcome)
                 continue
-            if withdrawn.get(lease.lease_id):
-                steps = (*withdrawn[lease.lease_id], *outcome.steps)
-                outcome = msgspec.structs.replace(outcome, steps=steps)
             evidence = self._publish("cut", outcome)
             if lease.state <= LeaseState.REVOKING:
                 self._submit(CutEnded(NO_COMMAND, outcome, evidence))
@@ -255,23 +292,8 @@ class Reclaimer:
             if outcome.clean:
                 cut.append((lease, outcome))
             else:
-                await self._let_go_of([lease])
-                self._break_off(lease)
+                self._stuck.put((lease, True))
         return cut
-
-    async def _revoke(
-        self, leases: Sequence[Lease], spare: frozenset[LeaseId]
-    ) -> list[CutReport | DeviceError]:
-        lease_ids = [lease.lease_id for lease in leases]
-        with trio.move_on_after(STUCK_AFTER_S):
-            return await self._reaper.revoke_many(lease_ids, spare=spare)
-        await self._let_go_of(leases)
-        return await self._reaper.revoke_many(lease_ids, spare=spare)
-
-    async def _let_go_of(self, leases: Sequence[Lease]) -> None:
-        for lease in leases:
-            for done in await self._loosen(lease):
-                self._say(f"lease {lease.lease_id.hex()}: {done}")
 
     def _withdraws(self, lease: Lease) -> bool:
         """Not a lease that has run out: the reaper has cut it, or is about to."""

@@ -8,8 +8,9 @@ whoever does would say when its lease ends.
 Rule: a connection is aborted only if a killed thread sleeps uninterruptibly and somebody waits for
 the connection, which belongs to the thread's uid, or is mounted where the thread sees it and the
 host does not. What root serves is the host's, as a drive is, and what the host sees of another user
-is that user's: a tenant that keeps itself waiting must not have it ended. How much is read is
-bounded: a tenant may mount a hundred thousand file systems.
+is that user's: a tenant that keeps itself waiting must not have it ended. One look serves all who
+do not die. How long it takes is bounded, and divided among their tenants: one of them may mount a
+hundred thousand file systems, or have a thousand leases.
 
 Does not kill: the reaper has.
 """
@@ -20,67 +21,136 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 
 from leased.hardware.leaves import INSIDE
 from leased.hardware.occupants import listed, read_or_empty
+from leased.terms.errors import DeviceError
 
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 BUDGET_NS = 1_000_000_000
+TOLD_MAX = 16
+"""Connections of one tenant that are named: it may have any number."""
+
 _MOUNTS_BYTES_MAX = 16 << 20
 _CHUNK_BYTES = 64 << 10
 _SIGKILL = 1 << 8
 _MOUNTED = re.compile(rb"^\d+ \d+ 0:(\d+) .* - fuse", re.MULTILINE)
 
 
-class Loosen(msgspec.Struct, frozen=True, array_like=True):
-    """Whose killed processes are to be let go of: those in the leaf, and the holder."""
+class Killed(msgspec.Struct, frozen=True, array_like=True):
+    """Of one lease: those in the leaf, and the holder. `at` is its place among all asked for."""
 
+    at: int
     leaf: str
     pid: int
 
 
+class Loosen(msgspec.Struct, frozen=True, array_like=True):
+    """Whose killed processes are to be let go of, by tenants; `root` is above all leaves."""
+
+    root: str
+    tenants: tuple[tuple[Killed, ...], ...]
+
+
+class Aborted(msgspec.Struct, frozen=True, array_like=True):
+    """A connection, the uid that it belonged to, a thread that waited, the place of its lease."""
+
+    number: int
+    uid: int
+    tid: int
+    at: int
+
+
 class Loosened(msgspec.Struct, frozen=True, array_like=True):
-    """Which connections were aborted: (number, uid that it belongs to, thread that waited)."""
+    """Which connections were aborted, and of how many more that is not said."""
 
-    connections: tuple[tuple[int, int, int], ...]
+    connections: tuple[Aborted, ...]
+    untold: int = 0
 
 
-def loosen(asked: Loosen, fds: Sequence[int]) -> Loosened:
+class Stuck(msgspec.Struct, frozen=True):
+    """A thread that was killed and sleeps on."""
+
+    tid: int
+    at: int
+    uids: frozenset[int]
+
+
+def loosen(asked: Loosen, fds: Sequence[int], budget_ns: int = BUDGET_NS) -> Loosened:
     """Abort what keeps them. Raises DeviceError."""
     del fds
-    end_ns = time.monotonic_ns() + BUDGET_NS
-    aborted: list[tuple[int, int, int]] = []
+    end_ns = time.monotonic_ns() + budget_ns
     known: set[str] = set()
-    hosts = frozenset(one for pid in ("self", "1") for one in _mounted(pid, known, end_ns))
-    for tid in _threads(asked):
+    hosts = frozenset(chain.from_iterable(_mounted(pid, known, end_ns) for pid in ("self", "1")))
+    told: list[Aborted] = []
+    untold = 0
+    for before, tenant in enumerate(asked.tenants):
+        now_ns = time.monotonic_ns()
+        until_ns = now_ns + max(0, end_ns - now_ns) // (len(asked.tenants) - before)
+        aborted = list(_let_go(asked.root, tenant, hosts, until_ns))
+        told += aborted[:TOLD_MAX]
+        untold += len(aborted[TOLD_MAX:])
+    return Loosened(tuple(told), untold)
+
+
+def _let_go(
+    root: str, tenant: Iterable[Killed], hosts: Collection[int], end_ns: int
+) -> Iterator[Aborted]:
+    """Of one tenant. What is mounted where its stuck threads are is looked at first, for half of
+    the time; then whatever else has their uids."""
+    now_ns = time.monotonic_ns()
+    stuck = tuple(_find_stuck(root, tenant, end_ns))
+    if not stuck:
+        return
+    uids = frozenset(chain.from_iterable(one.uids for one in stuck))
+    seen_by: dict[int, Stuck] = {}
+    known: set[str] = set()
+    for one in stuck:
+        for number in _mounted(str(one.tid), known, (now_ns + end_ns) // 2):
+            if number not in hosts:
+                seen_by.setdefault(number, one)
+    others = map(int, filter(str.isdigit, listed(str(CONNECTIONS))))
+    for number in chain(seen_by, (one for one in others if one not in seen_by)):
         if time.monotonic_ns() > end_ns:
-            break
-        uids = _uids_of_the_stuck(tid)
-        if not uids:
-            continue
-        theirs = frozenset(_mounted(str(tid), known, end_ns)) - hosts
-        for number, uid in _waited_for():
-            if is_kept_by(number, uid, uids, theirs) and _abort(number):
-                aborted.append((number, uid, tid))
-    return Loosened(tuple(aborted))
+            return
+        uid = _owner(number)
+        if uid is not None and is_kept_by(number, uid, uids, seen_by.keys()):
+            by_uid = next((one for one in stuck if uid in one.uids), stuck[0])
+            waits = seen_by.get(number, by_uid)
+            if _is_waited_for(number) and _abort(number):
+                yield Aborted(number, uid, waits.tid, waits.at)
 
 
-def is_kept_by(number: int, uid: int, uids: frozenset[int], theirs: frozenset[int]) -> bool:
+def is_kept_by(
+    number: int, uid: int, uids: Collection[int], theirs: Collection[int]
+) -> bool:
     """Whether a connection of this uid is to blame for a thread with those uids, which sees
     `theirs` mounted where the host sees nothing."""
     return uid != 0 and (uid in uids or number in theirs)
 
 
-def _threads(asked: Loosen) -> Iterable[int]:
-    if asked.pid > 0:
-        yield from map(int, listed(f"/proc/{asked.pid}/task"))
-    if asked.leaf:
-        for room in (asked.leaf, f"{asked.leaf}/{INSIDE}"):
-            yield from map(int, read_or_empty(f"{room}/cgroup.threads").split())
+def _find_stuck(root: str, tenant: Iterable[Killed], end_ns: int) -> Iterator[Stuck]:
+    for one in tenant:
+        with contextlib.suppress(DeviceError):  # of one that cannot be looked at, not of all
+            for tid in _threads(root, one):
+                if time.monotonic_ns() > end_ns:
+                    return
+                uids = _uids_of_the_stuck(tid)
+                if uids:
+                    yield Stuck(tid, one.at, uids)
+
+
+def _threads(root: str, killed: Killed) -> Iterator[int]:
+    if killed.pid > 0:
+        yield from map(int, listed(f"/proc/{killed.pid}/task"))
+    if killed.leaf:
+        for room in (killed.leaf, f"{killed.leaf}/{INSIDE}"):
+            yield from map(int, read_or_empty(f"{root}/{room}/cgroup.threads").split())
 
 
 def _uids_of_the_stuck(tid: int) -> frozenset[int]:
@@ -113,13 +183,17 @@ def _mounted(tid: str, known: set[str], end_ns: int) -> Iterator[int]:
         return  # it is gone
 
 
-def _waited_for() -> Iterator[tuple[int, int]]:
-    """(number, uid) of each connection that somebody waits for."""
-    for name in listed(str(CONNECTIONS)):
-        with contextlib.suppress(OSError, ValueError):
-            uid = os.stat(CONNECTIONS / name).st_uid
-            if int((CONNECTIONS / name / "waiting").read_bytes()) > 0:
-                yield int(name), uid
+def _owner(number: int) -> int | None:
+    try:
+        return os.stat(CONNECTIONS / str(number)).st_uid
+    except OSError:
+        return None  # unmounted meanwhile
+
+
+def _is_waited_for(number: int) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return int((CONNECTIONS / str(number) / "waiting").read_bytes()) > 0
+    return False
 
 
 def _abort(number: int) -> bool:
