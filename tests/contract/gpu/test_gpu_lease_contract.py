@@ -62,6 +62,14 @@ async def test_every_gpu_is_offered_by_uuid_and_says_that_it_is_emulated(
     assert told["nvlink"] == machine.uuid(1)
 
 
+async def test_a_link_that_leads_to_nobody_we_know_is_no_fault(
+    machine: Machine, devices: Devices
+) -> None:
+    machine.command("link 0 0 2 -1")
+    found = gpus_of(await devices.inventory())[f"gpu:{machine.uuid(0)}"]
+    assert found.health is Health.OK and dict(found.attributes)["nvlink"] == machine.uuid(1)
+
+
 async def test_the_same_look_twice_is_the_same_inventory(devices: Devices) -> None:
     await start(devices)
     assert await devices.inventory() == await devices.inventory()
