@@ -320,6 +320,21 @@ async def test_a_driver_that_takes_its_time_is_waited_for(machine: Machine) -> N
         assert release.ended_ns - release.began_ns > 1000 * MS
 
 
+@pytest.mark.slow
+async def test_gpus_whose_state_nobody_keeps_are_waited_for() -> None:
+    """Without persistence mode the driver initialises them one after another for the first client,
+    seconds each: whoever was ended meanwhile was always the first."""
+    with (
+        mock_machine(["L4"] * 3, persistence=0, attach_ms=200) as machine,
+        gpu_devices(machine, call_budget_ns=400 * MS) as devices,
+    ):
+        await start(devices)
+        one = gpu_lease(machine, 1)
+        cut(await grant(devices, one))
+        _, proof = await reclaim(devices, one)
+        assert proof.unproven == ()
+
+
 async def test_residue_of_an_earlier_tenant_is_overwritten_and_told_of(
     machine: Machine, devices: Devices
 ) -> None:

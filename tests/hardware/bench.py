@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.hardware.case import NotRun
+from tests.hardware.case import Failed, NotRun
 from tests.hostile.cuda_process import Holder, holder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -182,7 +182,9 @@ class Bench:
         )
         lines = done.stdout.splitlines()
         if done.returncode or not lines:
-            raise NotRun(f"{module}: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
+            (why,) = (done.stderr or done.stdout).strip().splitlines()[-1:] or ("not a word",)
+            lacks = why.startswith(("ImportError", "ModuleNotFoundError"))
+            raise (NotRun if lacks else Failed)(f"{module}: {why}")
         told: dict[str, Any] = json.loads(lines[-1])
         return told
 

@@ -15,10 +15,10 @@ LEASE_BUDGET_S = 90
 @case(
     "The driver answers whatever the agent asks of a GPU, and the agent would lease it",
     seconds_most=20,
-    headline=("unanswered", "fabric"),
+    headline=("unanswered", "fabric", "readings"),
 )
 def described(bench: Bench) -> Measured:
-    """Each question that is asked at each look, by the agent's own code."""
+    """Each question of a look, and of telemetry, by the agent's own code."""
     told = bench.run("tests.hardware.described_as", str(bench.root), bench.uuid, budget_s=30)
     faults, finding = told.pop("faults"), told.pop("finding", "it is not there")
     unanswered = ", ".join(told.pop("unanswered", ())) or "nothing"

@@ -127,6 +127,14 @@ def test_a_silent_driver_ends_a_case_and_not_the_suite(machine: Machine) -> None
     assert "NVML did not answer in 2 s" in done.stdout and "held     settles" in done.stdout
 
 
+def test_a_program_of_ours_that_breaks_is_a_failure(machine: Machine) -> None:
+    """It was "not run", and the suite's status 0."""
+    machine.fault("nvmlDeviceGetCount_v2", "return:999")
+    done = run(machine, "--case", "described")
+    machine.clear()
+    assert done.returncode == 1 and "failed   described" in done.stdout, done.stdout
+
+
 def test_a_gpu_that_somebody_uses_is_left_alone(machine: Machine) -> None:
     machine.ghost(0, os.getpid(), 1 << 20)
     done = run(machine, "--patience-s", "1", "--case", "scrub")

@@ -109,6 +109,7 @@ _GPU_KEYS: Final[Keys] = {
     "mig_layout": ("mig_layout", lambda value: rows(value, _mig_place)),
     "mig_budget": ("mig_budget_ns", duration),
     "mps_dir": ("mps_dir", text),
+    "attach_budget": ("attach_budget_ns", duration),
     "release_budget": ("release_budget_ns", duration),
     "settle_apart": ("settle_apart_ns", duration),
     "scan_budget": ("scan_budget_ns", duration),

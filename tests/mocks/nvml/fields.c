@@ -88,6 +88,7 @@ static const struct field fields[] = {
 	NUMBER(draining),
 	NUMBER(removed),
 	NUMBER(scrub_on_free),
+	NUMBER(attach_ms),
 	NUMBER(release_ms),
 	NUMBER(release_busy_ms),
 	NUMBER(latch_on_kill),

@@ -270,6 +270,8 @@ EXPORTED nvmlReturn_t nvmlDeviceGetNvLinkRemotePciInfo_v2(
 	const struct link *const it = &GPU_OF(target)->link[link];
 	WANT(it->up, NVML_ERROR_INVALID_ARGUMENT);
 	memset(info, 0, sizeof *info);
+	if (it->up == 2)
+		return NVML_SUCCESS; /* whoever is there is no PCI device of this host */
 	const struct gpu *const peer = it->gpu < GPUS_MAX ? &machine_open()->gpu[it->gpu] : NULL;
 	info->domain = peer ? peer->pci_domain : 0;
 	info->bus = peer ? peer->pci_bus : 5; /* a switch of the baseboard */

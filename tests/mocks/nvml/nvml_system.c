@@ -96,6 +96,14 @@ EXPORTED nvmlReturn_t nvmlShutdown(void)
 	return was ? NVML_SUCCESS : NVML_ERROR_UNINITIALIZED;
 }
 
+/* A GPU that nobody has is initialised anew, unless its state is kept. */
+static void initialise(uint32_t gpu)
+{
+	const struct gpu *const it = &machine_open()->gpu[gpu];
+	if (it->attach_ms && !it->persistence && !byte_locked(attached[gpu], 0))
+		usleep(it->attach_ms * 1000);
+}
+
 nvmlReturn_t nvml_attach(uint32_t gpu)
 {
 	pthread_mutex_lock(&here);
@@ -106,8 +114,10 @@ nvmlReturn_t nvml_attach(uint32_t gpu)
 			result = NVML_ERROR_NO_PERMISSION;
 		else if (attached[gpu] < 0)
 			result = NVML_ERROR_GPU_IS_LOST;
-		else
+		else {
+			initialise(gpu);
 			lock_byte(attached[gpu], 0, true); /* `nvml_drain.c` asks for it */
+		}
 	}
 	pthread_mutex_unlock(&here);
 	return result;

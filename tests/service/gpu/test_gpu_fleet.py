@@ -46,7 +46,7 @@ class Driver:
 
 def fleet_of(driver: Driver) -> tuple[Fleet, GpuCrew]:
     crew = driver.crew()
-    return Fleet(crew, GpuConfig()), crew  # type: ignore[arg-type]
+    return Fleet(crew, GpuConfig(), lambda: True), crew  # type: ignore[arg-type]
 
 
 async def test_gpus_that_answer_are_asked_in_one_worker_that_ends() -> None:
@@ -196,7 +196,7 @@ async def test_a_place_that_is_filled_while_a_look_goes_on_is_not_taken_for_empt
     """A teardown that believed so would scrub nothing and fence the place for what it left."""
     driver = Driver(gpu(0, mig_enabled=True, mig_pending=True, slices=7))
     crew = driver.crew()
-    fleet = Fleet(crew, GpuConfig(mig_layout=("1g.10gb@0",)))  # type: ignore[arg-type]
+    fleet = Fleet(crew, GpuConfig(mig_layout=("1g.10gb@0",)), lambda: True)  # type: ignore[arg-type]
     await fleet.look()
     [place] = fleet.resource_ids
     examine = crew.answers["examine"]

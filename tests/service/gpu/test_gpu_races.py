@@ -58,8 +58,8 @@ async def test_what_is_leased_before_its_turn_is_neither_closed_nor_destroyed(pl
         guard=Guarded(0, 2),
     )
     hardware = HardwareConfig(gpu=GpuConfig(mig_layout=(PLACE,) if placed else ()))
-    desk = Faster(crew, hardware)  # type: ignore[arg-type]
-    fleet = Fleet(crew, hardware.gpu)  # type: ignore[arg-type]
+    desk = Faster(crew, hardware, lambda: 0)  # type: ignore[arg-type]
+    fleet = Fleet(crew, hardware.gpu, lambda: True)  # type: ignore[arg-type]
     idle = Idle(desk, fleet, Reclaimer(desk, fleet, Ear(crew)))  # type: ignore[arg-type]
     await fleet.look()
     await idle.close()
@@ -69,7 +69,7 @@ async def test_what_is_leased_before_its_turn_is_neither_closed_nor_destroyed(pl
 async def test_a_look_that_had_begun_does_not_listen_to_a_driver_that_is_let_go() -> None:
     crew = GpuCrew(anybody=Present((), ()))
     ear = Ear(crew)  # type: ignore[arg-type]
-    leave = Leave(Desk(crew, HardwareConfig()), ear)  # type: ignore[arg-type]
+    leave = Leave(Desk(crew, HardwareConfig(), lambda: 0), ear)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         async with leave.looking:
             nursery.start_soon(leave.begin)

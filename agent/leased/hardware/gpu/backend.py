@@ -60,9 +60,10 @@ class GpuBackend:
 
     def __init__(self, crew: Crew, hardware: HardwareConfig) -> None:
         self._config = hardware.gpu
-        self._desk = Desk(crew, hardware)
-        self._fleet = Fleet(crew, self._config)
         self._ear = Ear(crew)
+        self._fleet = Fleet(crew, self._config, lambda: self._ear.hears)
+        self._ear.attaching_ns = self._fleet.attaching_ns
+        self._desk = Desk(crew, hardware, self._fleet.attaching_ns)
         self._reclaimer = Reclaimer(self._desk, self._fleet, self._ear)
         self._idle = Idle(self._desk, self._fleet, self._reclaimer)
         self._remembered = Remembered()

@@ -45,6 +45,10 @@ class GpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mig_layout: tuple[str, ...] = ()
     mps_dir: str = "/run/leased/mps"
 
+    attach_budget_ns: int = 30_000_000_000
+    """How long the driver may take to initialise all GPUs, seconds for each: before anybody's first
+    answer where nobody has them and their persistence mode is off."""
+
     release_budget_ns: int = 10_000_000_000
     """How long the driver may take to give back the memory of a process that was killed."""
 

@@ -12,7 +12,7 @@ Does not know what the verbs are for.
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -37,8 +37,12 @@ LET_GO_STEP_S = 0.05
 class Desk:
     """Turns, workers and guests."""
 
-    def __init__(self, crew: Crew, hardware: HardwareConfig) -> None:
+    def __init__(
+        self, crew: Crew, hardware: HardwareConfig, attaching_ns: Callable[[], int]
+    ) -> None:
+        """`attaching_ns`: how much longer a first answer may take now."""
         self._crew = crew
+        self._attaching_ns = attaching_ns
         self.hardware = hardware
         self.config = hardware.gpu
         self._turns: dict[str, trio.Lock] = {}
@@ -129,6 +133,7 @@ class Desk:
     ) -> T:
         if self._crew.is_stuck(worker):
             raise DeviceError(f"gpu_{verb}", errno.ETIMEDOUT, "an earlier call still hangs")
+        extra_ns += self._attaching_ns()
         try:
             return await self._crew.task(worker, "gpu", verb, argument, returns, extra_ns=extra_ns)
         except DeviceError as error:

@@ -38,6 +38,8 @@ class Ear:
         self._crew = crew
         self._gpus: tuple[Listed, ...] = ()
         self._changed = trio.Event()
+        self.attaching_ns: Callable[[], int] = lambda: 0
+        """How much longer the first answer may take."""
         self._since_ns: int | None = None
         self._deaf: tuple[str, ...] = ()
         self._heard: dict[tuple[str, int], int] = {}
@@ -54,6 +56,11 @@ class Ear:
         """Listen to nothing from here on, and have nothing of the driver open."""
         self.hear(())
         self._crew.dismiss(WORKER)
+
+    @property
+    def hears(self) -> bool:
+        """Whether it does now: it keeps all GPUs attached."""
+        return self._since_ns is not None
 
     def heard_since(self, gpu: Listed, since_ns: int) -> bool:
         """Whether every error of the GPU from then until now would have been heard."""
@@ -96,7 +103,7 @@ class Ear:
     async def _listen(self, tell: Tell) -> None:
         """Until cancelled. Raises DeviceError when the worker is lost."""
         gpus = self._gpus
-        registered = await self._ask(gpus, 0)
+        registered = await self._ask(gpus, 0, self.attaching_ns())
         self._deaf, self._since_ns = registered.deaf, now_ns()
         while True:
             heard = await self._ask(gpus, WAIT_MS)
@@ -115,11 +122,11 @@ class Ear:
             oldest = next(iter(self._heard))
             self._dropped[oldest[0]] = self._heard.pop(oldest)
 
-    async def _ask(self, gpus: tuple[Listed, ...], wait_ms: int) -> Heard:
+    async def _ask(self, gpus: tuple[Listed, ...], wait_ms: int, extra_ns: int = 0) -> Heard:
         if self._crew.is_stuck(WORKER):
             raise DeviceError("gpu_listen", errno.ETIMEDOUT, "the last listener still hangs")
         call = Listen(gpus, wait_ms)
-        extra_ns = wait_ms * 1_000_000
+        extra_ns += wait_ms * 1_000_000
         return await self._crew.task(WORKER, "gpu", "listen", call, Heard, extra_ns=extra_ns)
 
 

@@ -13,7 +13,7 @@ Does not open, close or scrub anything.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -36,9 +36,11 @@ _NOBODY_ANSWERS: Final = (errno.ETIMEDOUT, errno.EPIPE, errno.ECONNRESET)
 class Fleet:
     """What is known of the GPUs."""
 
-    def __init__(self, crew: Crew, config: GpuConfig) -> None:
+    def __init__(self, crew: Crew, config: GpuConfig, are_kept: Callable[[], bool]) -> None:
+        """`are_kept`: whether somebody of ours keeps all GPUs attached."""
         self._crew = crew
         self._config = config
+        self._are_kept = are_kept
         self._listing: Listing | None = None
         self._facts: dict[str, Gpu] = {}
         self._targets: dict[str, Target] = {}
@@ -168,13 +170,22 @@ class Fleet:
 
     # -- asking ------------------------------------------------------------------------------------
 
+    def attaching_ns(self) -> int:
+        """How much longer a first answer may take: before it the driver initialises every GPU that
+        nobody has."""
+        gpus = self.seen.gpus
+        kept = self._are_kept() or (gpus and all(gpu.persistent for gpu in gpus))
+        return 0 if kept else self._config.attach_budget_ns
+
     async def _list(self) -> Listing:
         try:
             if self._crew.is_stuck(WORKER):
                 raise DeviceError("gpu_list", errno.ETIMEDOUT, "an earlier call still hangs")
             await self._crew.stand_ready(WORKER, "gpu")
             where = Where(self._config.root)
-            self._listing = await self._crew.task(WORKER, "gpu", "list", where, Listing)
+            self._listing = await self._crew.task(
+                WORKER, "gpu", "list", where, Listing, extra_ns=self.attaching_ns()
+            )
         except DeviceError as error:
             self._crew.dismiss(WORKER)
             asked = error.verb != "worker_answer" or error.errno in _NOBODY_ANSWERS
@@ -195,7 +206,7 @@ class Fleet:
             try:
                 if self._crew.is_stuck(name):
                     raise DeviceError("gpu_look", errno.ETIMEDOUT, "an earlier call still hangs")
-                answers.append(await self._examine(name, listing, [gpu]))
+                answers.append(await self._examine(name, listing, [gpu], self.attaching_ns()))
                 self._hung.pop(gpu.pci, None)
             except DeviceError as error:
                 if error.errno == errno.ETIMEDOUT:
@@ -211,12 +222,14 @@ class Fleet:
                 nursery.start_soon(one, gpu)
         return answers
 
-    async def _examine(self, name: str, listing: Listing, gpus: Sequence[Listed]) -> Examined:
+    async def _examine(
+        self, name: str, listing: Listing, gpus: Sequence[Listed], extra_ns: int = 0
+    ) -> Examined:
         if not gpus:
             return Examined((), ())
         await self._crew.stand_ready(name, "gpu")
         call = Examine(self._config.root, listing.driver, tuple(gpus))
-        return await self._crew.task(name, "gpu", "examine", call, Examined)
+        return await self._crew.task(name, "gpu", "examine", call, Examined, extra_ns=extra_ns)
 
     # -- putting together --------------------------------------------------------------------------
 

@@ -238,7 +238,9 @@ def link_peers_of(handle: Handle) -> tuple[str, ...]:
                 break  # the GPU has fewer links than the library knows of, or none
             continue  # nothing is proven by links: one that cannot be asked is left out
         bus_id = remote.busId
-        peers.add(plain_pci(bus_id.decode("ascii") if isinstance(bus_id, bytes) else str(bus_id)))
+        if bus_id:  # a switch outside of the host is no PCI device of it
+            text = bus_id.decode("ascii") if isinstance(bus_id, bytes) else str(bus_id)
+            peers.add(plain_pci(text))
     return tuple(sorted(peers))
 
 

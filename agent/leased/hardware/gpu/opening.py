@@ -31,35 +31,36 @@ _TOLD_MAX = 4
 def ready(call: Ready, fds: list[int]) -> Readied:
     """Open the target for its lease. Raises DeviceError(EBUSY) naming whoever is there."""
     handle = handle_of(call.target)
-    sight = _look_alone(handle, call)
-    if _is_short(sight, call):
-        # What was freed just now the driver may not have back yet.
+    sight = _look(handle, call)
+    if _why_not(sight, call):
+        # Whoever only looked (any user's nvidia-smi) is gone in a moment, and what was freed just
+        # now the driver may not have back yet.
         time.sleep(call.apart_ns / NS_PER_S)
-        sight = _look_alone(handle, call)
-    if _is_short(sight, call):
-        used = f"{sight.usage.used_bytes >> 20} MiB of its memory are in use"
-        detail = f"{used}, and nobody is seen to have them: a reset gives them back"
-        raise DeviceError("gpu_ready", errno.EBUSY, detail)
+        sight = _look(handle, call)
+        if why := _why_not(sight, call):
+            raise DeviceError("gpu_ready", errno.EBUSY, why)
     if call.sets_mode:
         set_mode(parent_of(call.target), ComputeMode.DEFAULT)
     rules = find_nodes(as_now(call.target), Path(call.root)).rules()
     return Readied(tuple(rules), sight.usage)
 
 
-def _is_short(sight: Sight, call: Ready) -> bool:
-    """Whether the tenant would get less than there is; work that is adopted has some of it."""
-    return not call.leaf and sight.usage.used_bytes > call.used_max_bytes
+def _look(handle: nvml.Handle, call: Ready) -> Sight:
+    return look(handle, call.target, call.root, call.guests, call.scan_budget_ns)
 
 
-def _look_alone(handle: nvml.Handle, call: Ready) -> Sight:
-    """One look, in which nobody is seen. Raises DeviceError(EBUSY)."""
-    sight = look(handle, call.target, call.root, call.guests, call.scan_budget_ns)
+def _why_not(sight: Sight, call: Ready) -> str:
+    """Who is there, or that the tenant would get less than there is (work that is adopted has some
+    of it); "" where it may be opened."""
     everybody = sorted({pid for pids in sight.processes for pid in pids})
     here = [pid for pid in everybody if not _is_inside(pid, call.leaf)]
     strangers = [one for one in sight.openers if not _is_inside(one.pid, call.leaf)]
     if here or strangers:
-        raise DeviceError("gpu_ready", errno.EBUSY, name_them(here, strangers))
-    return sight
+        return name_them(here, strangers)
+    if not call.leaf and sight.usage.used_bytes > call.used_max_bytes:
+        used = f"{sight.usage.used_bytes >> 20} MiB of its memory are in use"
+        return f"{used}, and nobody is seen to have them: a reset gives them back"
+    return ""
 
 
 def guard(call: Guard, fds: list[int]) -> Guarded:
