@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from leased.collector.accounts import periods
 from leased.collector.api.callers import hash_of
 from leased.collector.console import POLICY, pages
 from tests.collector.test_collector_api_fleet import LAST_MONTH, await_books
@@ -93,6 +94,12 @@ def test_every_view_shows_the_fleet_and_loads_nothing_from_elsewhere(
     text = show(browser, f"bill/tenant-acme/{LAST_MONTH}")
     assert "144.00" in text and "core-second" in text
     browser.wait("document.querySelector('.uplot canvas')")
+    # What is charted, and taken along as CSV, are the hours of the bill: all of its days.
+    hours = browser.evaluate("document.querySelector('main a[download]').getAttribute('href')")
+    month = periods.month(LAST_MONTH)
+    begin, end = periods.instant(month.from_ns), periods.instant(month.to_ns)
+    assert f"&start={begin}&end={end}&" in hours and hours.endswith("format=csv")
+    assert server.ask("GET", hours).status == 200
     text = show(browser, "tenants/tenant-acme")
     assert "Sealed changes" in text and "<b>first</b> quota" in text
     browser.screenshot(artifacts(tmp_path) / "tenant.png")

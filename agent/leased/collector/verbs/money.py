@@ -204,7 +204,7 @@ def _register_bills(verbs: Verbs) -> None:
     one = _add(
         verbs,
         "issue",
-        "make the bills of a month final; what comes later is a correction in the next",
+        "make the bills of a month final; what comes later (records, credits) is on the next",
         "issue 2026-01",
         _issue,
     )

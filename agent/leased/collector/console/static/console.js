@@ -326,14 +326,15 @@ async function drawBill(main) {
   const line = (item) => h("tr", {}, h("td", {}, item.description), h("td", { class: "num" }, number.format(item.quantity)), h("td", { class: "dim" }, item.unit), h("td", { class: "num" }, item.multiplier === 1 ? String(item.unit_price) : `${item.unit_price} × ${item.multiplier}`), h("td", { class: "num" }, money.format(item.total)));
   const foot = (text, value, kind) => h("tr", { class: kind }, h("td", { colspan: 4 }, text), h("td", { class: "num" }, money.format(value)));
   const audit = [["Node", (a) => state.nodes.find((node) => node.node === a.node_id)?.name ?? short(a.node_id)], ["Log", (a) => a.log_id, (a) => h("span", { class: "mono" }, short(a.log_id))], ["Records", (a) => a.first_sequence, (a) => `${whole.format(a.first_sequence)} – ${whole.format(a.last_sequence)}`, "num"], ["Head", (a) => a.head, (a) => h("span", { class: "hash" }, a.head)]];
+  // The hours of the bill, which begin and end in the tenant's time zone.
+  const hourly = `/v1/billing/usage?tenant=${encodeURIComponent(tenant)}&start=${bill.interval.start}&end=${bill.interval.end}`;
   const holder = h("div", { class: "body" });
   main.append(h("div", { class: "grid" },
     panel([`${tenant}, ${month}`, bill.invoice_id, pick], "s8", h("table", {}, h("thead", {}, h("tr", {}, ["Description", "Quantity", "Unit", "Price", "Total"].map((text, n) => h("th", { class: n === 2 || n === 0 ? "" : "num" }, text)))), h("tbody", {}, bill.line_items.map(line), foot("Subtotal", bill.subtotal), bill.credit_items.map((one) => foot(`Credit for ${one.month}: ${one.reason}`, one.amount)), foot("Credits", bill.credits), foot(`Total (${bill.currency})`, bill.total, "total")))),
     panel("Proof", "s4", h("dl", { class: "body kv" }, ...[["Status", chip(bill.status, bill.status === "final" ? "good" : "warn")], ["Computed to", bill.reach.watermark], ["Nodes behind", bill.reach.behind || "none"], ["SHA-256", h("span", { class: "hash" }, bill.sha256)], ["Recompute", h("code", { class: "mono" }, "leasectl verify --bill bill.json")]].flatMap(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]))),
     panel(["Computed from these records", `${bill.audit.length} logs`], "", table("audit", audit, bill.audit, { none: "From no record: the tenant held nothing." })),
-    panel(["Hour by hour", "", h("a", { href: `/v1/billing/usage?tenant=${encodeURIComponent(tenant)}&start=${month}-01&end=${month}-28&format=csv`, download: "" }, "CSV")], "", holder)));
-  const last = new Date(Date.UTC(Number(month.slice(0, 4)), Number(month.slice(5)), 0)).toISOString().slice(0, 10);
-  const usage = await get(`/v1/billing/usage?tenant=${encodeURIComponent(tenant)}&start=${month}-01&end=${last}`, 60000);
+    panel(["Hour by hour", "", h("a", { href: `${hourly}&format=csv`, download: "" }, "CSV")], "", holder)));
+  const usage = await get(hourly, 60000);
   const by = new Map();
   for (const row of usage.rows) { const at = by.get(row.start) ?? new Map(); at.set(row.kind, (at.get(row.kind) ?? 0) + row.cost); by.set(row.start, at); }
   const kinds = [...new Set(usage.rows.map((row) => row.kind))];
