@@ -9,6 +9,7 @@ import errno
 
 import pytest
 import trio
+import trio.testing
 
 from leased.service.grantor import QUICK_BYTES_MAX, Pace, pace_of
 from leased.terms.command import Release, Renew
@@ -23,8 +24,6 @@ from tests.doubles.devices import Fault, small_inventory
 from tests.doubles.leases import lease
 from tests.doubles.serving import Host
 
-pytestmark = pytest.mark.autojump
-
 PAGES = 1024
 """Of the fake host."""
 
@@ -32,7 +31,9 @@ PAGES = 1024
 # ---- the answer waits for the hardware -----------------------------------------------------------
 
 
-async def test_a_grant_is_answered_after_prepare_and_arm() -> None:
+async def test_a_grant_is_answered_after_prepare_and_arm(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with Host().standing() as host, host.agent() as agent:
         prepare, arm = host.devices.gates["prepare"], host.reaper.gates["arm"]
         prepare.shut()
@@ -59,7 +60,9 @@ async def test_a_grant_is_answered_after_prepare_and_arm() -> None:
         assert len(reply.record_hash) == 32
 
 
-async def test_a_retry_while_it_is_prepared_is_answered_together_with_it() -> None:
+async def test_a_retry_while_it_is_prepared_is_answered_together_with_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with Host().standing() as host, host.agent() as agent:
         gate = host.devices.gates["prepare"]
         gate.shut()
@@ -77,7 +80,9 @@ async def test_a_retry_while_it_is_prepared_is_answered_together_with_it() -> No
         assert [verb for verb, _ in host.devices.calls].count("prepare") == 1
 
 
-async def test_a_retry_of_a_grant_that_then_fails_is_refused_with_it() -> None:
+async def test_a_retry_of_a_grant_that_then_fails_is_refused_with_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with Host().standing() as host, host.agent() as agent:
         gate = host.devices.gates["prepare"]
         gate.shut()
@@ -99,7 +104,9 @@ async def test_a_retry_of_a_grant_that_then_fails_is_refused_with_it() -> None:
 
 
 @pytest.mark.parametrize("fails", ["prepare", "prepare, applied", "arm"])
-async def test_a_grant_that_fails_is_refused_and_its_capacity_comes_back(fails: str) -> None:
+async def test_a_grant_that_fails_is_refused_and_its_capacity_comes_back(
+    fails: str, autojump_clock: trio.testing.MockClock
+) -> None:
     async with Host().standing() as host, host.agent() as agent:
         if fails == "arm":
             host.reaper.arm_errors = _Everyone(errno.ENOSPC)
@@ -122,7 +129,9 @@ async def test_a_grant_that_fails_is_refused_and_its_capacity_comes_back(fails: 
     assert revoked.reason is RevocationReason.GRANT_FAILED
 
 
-async def test_one_of_a_batch_fails_to_prepare_and_one_to_arm_and_the_rest_is_granted() -> None:
+async def test_one_of_a_batch_fails_to_prepare_and_one_to_arm_and_the_rest_is_granted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with Host().standing() as host, host.agent() as agent:
         sizes = {1: "prepare", 2: "arm", 3: "", 4: ""}
         fault = Fault(DeviceError("mem_create", errno.ENOMEM))
@@ -142,9 +151,9 @@ async def test_one_of_a_batch_fails_to_prepare_and_one_to_arm_and_the_rest_is_gr
         assert len(agent.custodian) == 2 == len(host.reaper.slots)
 
 
-async def test_a_deadline_during_prepare_ends_the_lease_and_is_not_answered_as_granted() -> (
-    None
-):
+async def test_a_deadline_during_prepare_ends_the_lease_and_is_not_answered_as_granted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with Host().standing() as host, host.agent() as agent:
         gate = host.devices.gates["prepare"]
         gate.shut()
@@ -164,7 +173,9 @@ async def test_a_deadline_during_prepare_ends_the_lease_and_is_not_answered_as_g
         assert not host.reaper.slots and not len(agent.custodian)
 
 
-async def test_a_grant_released_by_nobody_while_prepared_lives_for_its_time() -> None:
+async def test_a_grant_released_by_nobody_while_prepared_lives_for_its_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """Whoever asked has gone: what was sealed is carried out, and ends by its deadline."""
     async with Host().standing() as host, host.agent() as agent:
         gate = host.devices.gates["prepare"]
@@ -201,7 +212,7 @@ def test_who_waits_for_a_driver_or_for_much_memory_delays_nobody(
     assert pace_of(lease(Allotment(resource_id, kind, None, capacity))) is pace
 
 
-async def test_a_large_grant_delays_nobody() -> None:
+async def test_a_large_grant_delays_nobody(autojump_clock: trio.testing.MockClock) -> None:
     pages = QUICK_BYTES_MAX // 4096 + 1
     async with (
         Host(inventory=small_inventory(2 * pages)).standing() as host,
@@ -224,7 +235,9 @@ async def test_a_large_grant_delays_nobody() -> None:
 # ---- renewals ------------------------------------------------------------------------------------
 
 
-async def test_a_renewal_is_answered_after_the_reaper_has_it() -> None:
+async def test_a_renewal_is_answered_after_the_reaper_has_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease(ttl_s=60)
         host.reaper.gates["renew"].shut()
@@ -239,7 +252,7 @@ async def test_a_renewal_is_answered_after_the_reaper_has_it() -> None:
         assert (slot.generation, slot.deadline_ns) == (1, reply.lease.deadline_ns)
 
 
-async def test_a_late_renewal_loses_and_is_told() -> None:
+async def test_a_late_renewal_loses_and_is_told(autojump_clock: trio.testing.MockClock) -> None:
     """Sealed in time, at the reaper too late: the cut goes on and the chain says who won."""
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease(ttl_s=10)
@@ -259,7 +272,9 @@ async def test_a_late_renewal_loses_and_is_told() -> None:
     assert any(isinstance(event, Reclaimed) for _, event, _ in host.chain())
 
 
-async def test_a_holder_that_does_not_die_does_not_hold_up_the_renewals_of_others() -> None:
+async def test_a_holder_that_does_not_die_does_not_hold_up_the_renewals_of_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with Host().standing() as host, host.agent() as agent:
         late = await agent.lease(ttl_s=10)
         other = await agent.lease(ttl_s=60)
@@ -276,7 +291,9 @@ async def test_a_holder_that_does_not_die_does_not_hold_up_the_renewals_of_other
         assert isinstance(reply, Changed)
 
 
-async def test_a_reaper_that_does_not_answer_a_renewal_ends_no_agent() -> None:
+async def test_a_reaper_that_does_not_answer_a_renewal_ends_no_agent(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """`ReaperLink.renew_many` raises when nothing is known: the caller is told so and may ask
     again."""
     async with Host().standing() as host, host.agent() as agent:
@@ -290,7 +307,7 @@ async def test_a_reaper_that_does_not_answer_a_renewal_ends_no_agent() -> None:
         assert isinstance(again, Changed) and again.lease.generation == 2
 
 
-async def test_a_stranger_cannot_renew_or_release() -> None:
+async def test_a_stranger_cannot_renew_or_release(autojump_clock: trio.testing.MockClock) -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease()
         for command in (
