@@ -94,7 +94,7 @@ def _measure(directory: Path, parts: list[str], *, short: bool, say: table.Say) 
     if "scrub" in parts:
         figures["scrub"] = measure_scrub(rounds=5 if short else 15, say=say)
     if "kinds" in parts:
-        rows = measure_kinds(directory, rounds=3 if short else 30, say=say)
+        rows = measure_kinds(directory, rounds=3 if short else 100, say=say)
         figures["kinds"] = rows
     if "regions" in parts:
         figures["regions"] = measure_regions(rounds=5 if short else 30, say=say)

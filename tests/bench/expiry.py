@@ -118,13 +118,14 @@ def _sleep_past_deadlines() -> None:
 
 
 def lags(directory: Path, leases: Collection[str] | None = None) -> Figures:
-    """What the records say: from the deadline to the cut and to the proof, and between the two; of
-    these leases only, if they are named."""
+    """What the records say: from the deadline to the cut and to the proof, and from the cut to the
+    end of the scrub and to the proof; of these leases only, if they are named."""
     deadline: dict[bytes, int] = {}
     cut_ns: dict[bytes, int] = {}
     cut: list[int] = []
     proven: list[int] = []
     between: list[int] = []
+    scrubbed: list[int] = []
     cut_by_reaper = fenced = 0
     log = read_log(directory)
     for _, event, _ in log.events():
@@ -138,6 +139,8 @@ def lags(directory: Path, leases: Collection[str] | None = None) -> Figures:
             cut.append(event.effective_ns - deadline[event.lease_id])
             cut_ns[event.lease_id] = event.effective_ns
             cut_by_reaper += event.by_reaper
+        elif isinstance(event, events.Scrubbed) and event.lease_id in cut_ns:
+            scrubbed.append(event.effective_ns - cut_ns[event.lease_id])
         elif isinstance(event, events.Reclaimed) and event.lease_id in deadline:
             proven.append(event.effective_ns - deadline[event.lease_id])
             between.append(event.effective_ns - cut_ns[event.lease_id])
@@ -150,15 +153,17 @@ def lags(directory: Path, leases: Collection[str] | None = None) -> Figures:
         "fenced": fenced,
         **percentiles("cut", cut),
         **percentiles("proven", proven),
+        **percentiles("cut_to_scrubbed", scrubbed),
         **percentiles("cut_to_proven", between),
     }
 
 
 def percentiles(name: str, found: list[int]) -> Figures:
-    """The middle, the 99th of a hundred and the worst; an age where nothing was found."""
+    """The middle, the 99th of a hundred (by nearest rank: the worst, of fewer) and the worst; an
+    age where nothing was found."""
     ordered = sorted(found) or [10**9 * NS_PER_MS]
     return {
         f"{name}_p50_ns": ordered[len(ordered) // 2],
-        f"{name}_p99_ns": ordered[len(ordered) * 99 // 100],
+        f"{name}_p99_ns": ordered[-(-len(ordered) * 99 // 100) - 1],
         f"{name}_max_ns": ordered[-1],
     }

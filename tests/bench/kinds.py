@@ -66,6 +66,9 @@ HELD_NS = 120 * 1000 * NS_PER_MS
 LEFT_NS = 500 * NS_PER_MS
 """What is left to the deadline when a holder is there: no lease is shorter."""
 
+TRIES_MAX = 2
+"""For each lease that is wanted: see `_hold_past_the_deadline`."""
+
 CLOSED_S_MAX = 120
 
 RDMA = "mem:rdma-"
@@ -109,15 +112,17 @@ def measure_kinds(directory: Path, *, rounds: int, say: Callable[[str], None]) -
             alone_ns, leases = [], set()
             resource_id, bounds = offered
             with _twin(kind, resource_id) as twin:
-                for _ in range(rounds):
-                    leases.add(_hold_past_the_deadline(agent, kind, twin))
+                for _ in range(TRIES_MAX * rounds):
+                    leases |= _hold_past_the_deadline(agent, kind, twin)
                     alone_ns.append(_end_by_kernel_alone())
                     twin.in_turn()
+                    if len(leases) == rounds:
+                        break
             alone = percentiles("kernel_alone", alone_ns)
             if twin.took_ns:
                 alone |= percentiles("driver_alone", twin.took_ns)
             measured.append((kind, bounds | alone, leases))
-            say(f"{kind.name}: {rounds} leases have ended")
+            say(f"{kind.name}: {len(leases)} leases have ended")
     finally:
         agent.close()
     return [_figures(agent, *one, say) for one in measured]
@@ -132,7 +137,8 @@ def _figures(
         f"max {figures['cut_max_ns'] / NS_PER_MS:.2f} ms "
         f"(the kernel alone {figures['kernel_alone_p50_ns'] / NS_PER_MS:.2f}); "
         f"cut to proven p50 {figures['cut_to_proven_p50_ns'] / NS_PER_MS:.1f} ms, "
-        f"max {figures['cut_to_proven_max_ns'] / NS_PER_MS:.1f} ms "
+        f"max {figures['cut_to_proven_max_ns'] / NS_PER_MS:.1f} ms, "
+        f"to scrubbed max {figures['cut_to_scrubbed_max_ns'] / NS_PER_MS:.1f} ms "
         f"({figures['ended']} leases, {figures['fenced']} fenced)"
     )
     return figures
@@ -264,8 +270,9 @@ def _twin(kind: Kind, resource_id: str) -> Iterator[Twin]:
         twin.close()
 
 
-def _hold_past_the_deadline(agent: RunningAgent, kind: Kind, twin: Twin) -> str:
-    """One lease, from its grant to its proof; its id."""
+def _hold_past_the_deadline(agent: RunningAgent, kind: Kind, twin: Twin) -> set[str]:
+    """One lease, from its grant to its proof; its id, unless its deadline had come before it was
+    told: the log may wait that long for a disk that others write to."""
     connection = Connection(str(agent.socket))
     try:
         asked = {"resources": [kind.ask], "ttl_ns": HELD_NS, "bind": "cgroup"}
@@ -274,6 +281,7 @@ def _hold_past_the_deadline(agent: RunningAgent, kind: Kind, twin: Twin) -> str:
         connection.close_fds()
         with _holder(str(agent.socket), lease_id) as pidfd:
             deadline_ns = _end_soon(connection, lease_id)
+            told_late = _boot_ns() >= deadline_ns
             with twin.beside(deadline_ns):
                 if not select.select([pidfd], [], [], CLOSED_S_MAX)[0]:
                     raise SystemExit(f"bench: {kind.name}: the holder outlived its deadline")
@@ -281,7 +289,7 @@ def _hold_past_the_deadline(agent: RunningAgent, kind: Kind, twin: Twin) -> str:
         connection.call("Lease.Wait", lease_id=lease_id, **waiting)
     finally:
         connection.close()
-    return lease_id
+    return set() if told_late else {lease_id}
 
 
 def _end_soon(connection: Connection, lease_id: str) -> int:

@@ -19,6 +19,7 @@ from leased.collector.accounts.invoices import Invoices
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.archive.backup import back_up
 from leased.collector.demo import Node, Wish, make_fleet
+from leased.collector.main import main as leased_collector
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.retention import carry_out
@@ -248,3 +249,53 @@ def test_a_bill_that_anybody_may_have_written_is_judged_in_words(
         assert isinstance(console.out, io.StringIO)
         assert "\nok acme" not in console.out.getvalue()
     assert len(paths) > 50
+
+
+CREDITS = """
+[[credits]]
+tenant = "acme"
+month = "2025-11"
+amount = "7.25"
+reason = "outage"
+[[credits]]
+tenant = "acme"
+month = "2025-10"
+amount = "900000000"
+reason = "goodwill"
+[[credits]]
+tenant = "nobody"
+month = "2025-12"
+amount = "1"
+reason = "a slip of the pen"
+"""
+
+
+def test_a_late_credit_is_computed_again_from_the_chains(copied: Path) -> None:
+    """October to December are issued, and January is a draft."""
+    state, terms, bill = copied / "state", copied / "billing.toml", copied / "bill.json"
+    terms.write_text(CREDITS)
+
+    def collector(*words: str) -> str:
+        out = io.StringIO()
+        words = ("--state", str(state), *words, "--terms", str(terms))
+        assert leased_collector(list(words), Console(out, io.StringIO())) == 0
+        return out.getvalue()
+
+    told = json.loads(collector("bill", "acme", "2026-01", "--out", str(bill), "--json"))
+    given = {one["month"]: (one["amount"], one["left"]) for one in told["credit_items"]}
+    assert list(given) == ["2025-10", "2025-11"] and told["total"] == 0
+    assert given["2025-10"][0] == -told["subtotal"] < 0 < given["2025-10"][1]
+    assert given["2025-11"] == (0, 7.25)
+    status, out, err = verify(copied)
+    assert status == 0 and "1 credits" in out, err
+    honest = bill.read_bytes()
+    bill.write_bytes(honest.replace(b"goodwill (of 2025-10)", b"goodwill (of 2025-09)"))
+    assert verify(copied)[0] == 65
+    bill.write_bytes(honest.replace(b'"nano":900000000000000000', b'"nano":1000000000'))
+    assert verify(copied)[0] == 65
+    left = json.loads(collector("issue", "2025-12", "--json"))["credits_left"]
+    assert [(one["tenant"], one["month"], one["amount"]) for one in left] == [
+        ("acme", "2025-10", 900000000),
+        ("acme", "2025-11", 7.25),
+        ("nobody", "2025-12", 1),
+    ]

@@ -140,6 +140,23 @@ def test_a_fleet_that_is_no_more_has_its_last_bill(tmp_path: Path):
     assert (bill.total, bill.as_of_ns) == ("72.000000", str(over_ns))
 
 
+def test_a_month_to_come_is_not_over_by_the_clock_of_one_node(tmp_path: Path):
+    """It was two years ahead once; the others are gone, and it may be, too."""
+    ahead_ns = NODE.watermark_ns + 2 * 366 * 24 * HOUR_NS
+    others = [msgspec.structs.replace(NODE, node_id=f"{n}e" * 16) for n in (1, 2)]
+    source, invoices = WrittenSource(), Invoices(tmp_path)
+    source.spans = (*others, msgspec.structs.replace(NODE, watermark_ns=ahead_ns))
+    source.hold("t", CPU, 1_000, range(10))
+    gone = tuple(one.node_id for one in others)
+    for retired in (gone, (*gone, NODE.node_id)):
+        terms = Terms(retired_nodes=retired)
+        accounts = Accounts(source, terms, invoices, clock_ns=NODE.watermark_ns)
+        for month in ("2024-02", "2025-03"):
+            with pytest.raises(NotSettled, match="it is not over"):
+                accounts.issue(month)
+    assert [bill.total for bill in accounts.issue("2024-01")] == ["72.000000"]
+
+
 def test_the_bills_of_a_month_are_issued_all_or_none(tmp_path: Path):
     """In New York January ends five hours later."""
     end_ns = NODE.watermark_ns - 9 * 24 * HOUR_NS + HOUR_NS

@@ -202,7 +202,7 @@ async def test_a_debt_whose_payment_hangs_is_no_grant(machine: Machine, call: st
 
 # ---- answers that prove nothing ------------------------------------------------------------------
 
-NOT_SUPPORTED, UNKNOWN, LOST = 3, 999, 15
+INVALID_ARGUMENT, NOT_SUPPORTED, UNKNOWN, LOST = 2, 3, 999, 15
 REFUSALS = [
     ("nvmlDeviceGetComputeRunningProcesses_v3", NOT_SUPPORTED, Step.RELEASE, errno.ENOTSUP),
     ("nvmlDeviceGetMemoryInfo_v2", UNKNOWN, Step.RELEASE, errno.EIO),
@@ -224,6 +224,19 @@ async def test_an_answer_that_proves_nothing_fences(
     machine.fault(call, f"return:{code}")
     _, proof = await reclaim(devices, one)
     assert proof.unproven == one.subject.allotments and (step, number) in failures(proof)
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["nvmlDeviceGetFieldValues", "nvmlDeviceGetNumaNodeId", "nvmlDeviceGetGpuFabricInfoV"],
+)
+async def test_a_question_that_the_driver_does_not_know_is_no_fault_of_the_gpus(
+    machine: Machine, devices: Devices, call: str
+) -> None:
+    machine.fault(call, f"return:{INVALID_ARGUMENT}")
+    await start(devices)
+    assert await health_of(devices, machine, 0) is Health.OK
+    await grant(devices, gpu_lease(machine, 0))
 
 
 async def test_memory_that_cannot_be_overwritten_fences(machine: Machine, devices: Devices) -> None:
@@ -342,6 +355,28 @@ async def test_a_lost_gpu_is_gone_and_its_lease_is_not_proven(
     assert failures(proof) == {(Step.RELEASE, errno.ENODEV)}
     machine.find(0)
     assert await health_of(devices, machine, 0) is Health.OK
+
+
+async def test_a_gpu_of_whose_loss_only_an_event_tells_is_gone(
+    machine: Machine, devices: Devices
+) -> None:
+    """Asked for it anew, newer drivers say "Unknown Error", as of much else."""
+    await start(devices)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(devices.watch, lambda: None)
+        await hears(devices, machine)
+        machine.fault("nvmlDeviceGetHandleByIndex_v2", "return:999", gpu=1)
+        assert await health_of(devices, machine, 1) is Health.SICK
+        machine.lose(0, says_so=False)
+        with trio.fail_after(10):
+            while await health_of(devices, machine, 0) is not Health.GONE:
+                await trio.sleep(0.02)
+        assert await health_of(devices, machine, 1) is Health.SICK
+        machine.clear()
+        machine.find(0)
+        for gpu in (0, 1):
+            assert await health_of(devices, machine, gpu) is Health.OK
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("action", [1, 2, 4, 7])

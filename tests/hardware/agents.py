@@ -65,12 +65,18 @@ def at_home(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class Tenant:
-    """`leasectl run` of one trick of `tests.hostile.cuda_holders`, whose lease is not renewed."""
+    """`leasectl run` of one trick of `tests.hostile.cuda_holders`, whose lease is not renewed; of
+    any GPU, or of the one that `gpu` names."""
 
     def __init__(
-        self, agent: HostAgent, environment: Mapping[str, str], trick: str, ttl_s: int = TTL_S
+        self,
+        agent: HostAgent,
+        environment: Mapping[str, str],
+        trick: str,
+        ttl_s: int = TTL_S,
+        gpu: str = "1",
     ) -> None:
-        words = ["run", "--gpu", "1", "--ttl", f"{ttl_s}s", "--no-renew", "--wait", "60s", "--"]
+        words = ["run", "--gpu", gpu, "--ttl", f"{ttl_s}s", "--no-renew", "--wait", "60s", "--"]
         self._agent = agent
         self._process = subprocess.Popen(
             [

@@ -154,7 +154,10 @@ class Bench:
             select.select([], [], [], POLL_S)
 
     def demand_idle(self) -> int:
-        """What is in use once the case before is over. A GPU that somebody uses is not tested."""
+        """What is in use once the case before is over. A GPU that somebody uses is not tested, nor
+        one in parts."""
+        if self.ask("settings")["mig"] == [1, 1]:
+            raise NotRun("MIG is on: the suite is of whole GPUs")
         if self.time_until(lambda told: not told["pids"]) is None:
             raise NotRun(f"somebody uses this GPU: pids {self.ask('lists')['pids']}")
         return self.used_bytes()

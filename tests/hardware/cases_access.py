@@ -96,6 +96,7 @@ def openers_found(bench: Bench) -> Measured:
     """The scan of the agent, on real nodes."""
     if os.geteuid() != 0:
         raise NotRun("not root: other users' descriptors cannot be seen")
+    bench.demand_idle()
     with bench.hold("small") as first, bench.hold("node_only", str(bench.node)) as second:
         told = bench.run("tests.hardware.openers_of", str(bench.node), budget_s=30)
         found = {int(pid): how for pid, how in told["openers"].items()}

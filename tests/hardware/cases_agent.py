@@ -16,6 +16,7 @@ from tests.hostile.verdicts import Verdict, record
 
 if TYPE_CHECKING:
     from tests.doubles.host_agent import HostAgent
+    from tests.hardware.agents import Tenant
 
 PROVEN_MS_MAX, UNSCRUBBED_MS_MAX = 5_000, 1_000
 
@@ -46,14 +47,19 @@ def _ttl_s(bench: Bench) -> int:
     return TTL_S if str(bench.root) == "/" else MOCK_TTL_S
 
 
+def _tenant(bench: Bench, agent: HostAgent, trick: str, ttl_s: int) -> Tenant:
+    """Of the GPU under test, whatever others there are."""
+    from tests.hardware.agents import Tenant
+
+    return Tenant(agent, bench.environment, trick, ttl_s, f"uuid={bench.uuid}")
+
+
 def _proven(bench: Bench, trick: str, *, later: bool = False, most_ms: int = 0) -> Measured:
     """The times of a lease whose holder plays a trick and stays past the deadline. Failed if it is
     not proven clean, or on a real GPU later than `most_ms`."""
-    from tests.hardware.agents import Tenant
-
     with (
         _agent(bench, later=later) as agent,
-        Tenant(agent, bench.environment, trick, _ttl_s(bench)) as tenant,
+        _tenant(bench, agent, trick, _ttl_s(bench)) as tenant,
     ):
         measured, closed = _times(agent, tenant.lease_id, tenant.outlast())
         _demand_clean(measured, agent, closed["lease_id"])
@@ -148,10 +154,10 @@ def agent_ends_mps(bench: Bench) -> Measured:
     if str(bench.root) != "/":
         raise NotRun("the stand-in has no MPS")
     with _agent(bench) as agent:
-        from tests.hardware.agents import NotHeld, Tenant
+        from tests.hardware.agents import NotHeld
 
         try:
-            tenant = Tenant(agent, bench.environment, "mps", _ttl_s(bench))
+            tenant = _tenant(bench, agent, "mps", _ttl_s(bench))
         except NotHeld as refused:
             raise NotRun(f"MPS is not possible here: {refused}") from refused
         with tenant:
@@ -178,9 +184,7 @@ def agent_importer_outside(bench: Bench) -> Measured:
     from tests.hostile.cuda_process import TrickFailed
 
     with _agent(bench) as agent:
-        from tests.hardware.agents import Tenant
-
-        with Tenant(agent, bench.environment, "ipc_export", _ttl_s(bench)) as tenant:
+        with _tenant(bench, agent, "ipc_export", _ttl_s(bench)) as tenant:
             try:
                 with bench.hold("ipc_import", tenant.words[0]) as importer:
                     measured, closed = _times(agent, tenant.lease_id, tenant.outlast())
@@ -204,9 +208,9 @@ def agent_importer_outside(bench: Bench) -> Measured:
 def agent_killed(bench: Bench) -> Measured:
     """kill -9: the reaper keeps the deadline, the next agent adopts the lease."""
     with _agent(bench) as agent:
-        from tests.hardware.agents import Tenant, at_home
+        from tests.hardware.agents import at_home
 
-        with Tenant(agent, bench.environment, "small", 2 * _ttl_s(bench)) as tenant:
+        with _tenant(bench, agent, "small", 2 * _ttl_s(bench)) as tenant:
             agent.kill()
             before = tenant.ask()
             agent.start(environment=at_home(bench.environment))

@@ -12,6 +12,25 @@ from tests.hardware.case import Measured, NotRun, case, demand
 LEASE_BUDGET_S = 90
 
 
+@case(
+    "The driver answers whatever the agent asks of a GPU, and the agent would lease it",
+    seconds_most=20,
+    headline=("unanswered", "fabric"),
+)
+def described(bench: Bench) -> Measured:
+    """Each question that is asked at each look, by the agent's own code."""
+    told = bench.run("tests.hardware.described_as", str(bench.root), bench.uuid, budget_s=30)
+    faults, finding = told.pop("faults"), told.pop("finding", "it is not there")
+    unanswered = ", ".join(told.pop("unanswered", ())) or "nothing"
+    measured: Measured = {
+        "unanswered": unanswered,
+        **{name: value if isinstance(value, int) else str(value) for name, value in told.items()},
+    }
+    demand(not faults, f"the look fails: {faults}", measured)
+    demand(not finding, f"it would not be granted: {finding}", measured)
+    return measured
+
+
 def _lease(bench: Bench, trick: str) -> dict[str, Any]:
     if os.geteuid() != 0:
         raise NotRun("not root: no leaf can be made")

@@ -4,6 +4,7 @@ when something is not as claimed or cannot be found out, and that it changes not
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import pytest
 from tests.doubles.host import not_proven
 from tests.hardware import table
 from tests.hardware.case import HELD, NOT_RUN
+from tests.hardware.packing import WANTED, packages
 from tests.hardware.suite import cases
 from tests.mocks.nvml.control import Machine, Unavailable
 
@@ -29,13 +31,19 @@ NOBODY = 65534
 SUITE_BUDGET_S = 330
 
 
-@pytest.fixture
-def machine() -> Iterator[Machine]:
+@contextlib.contextmanager
+def mock_machine(gpus: list[str], **fields: Any) -> Iterator[Machine]:
     try:
-        with Machine.create(gpus=["H100"], release_ms=20, release_busy_ms=50) as one:
+        with Machine.create(gpus=gpus, release_ms=20, release_busy_ms=50, **fields) as one:
             yield one
     except Unavailable as error:
         not_proven("that the hardware suite works", str(error))
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    with mock_machine(["H100"]) as one:
+        yield one
 
 
 def suite(machine: Machine | None, *words: str, before: tuple[str, ...] = ()) -> list[str]:
@@ -126,6 +134,22 @@ def test_a_gpu_that_somebody_uses_is_left_alone(machine: Machine) -> None:
     assert f"somebody uses this GPU: pids [{os.getpid()}]" in done.stdout
 
 
+@pytest.mark.slow
+def test_of_several_gpus_the_agent_leases_the_one_that_is_looked_at() -> None:
+    with mock_machine(["L4", "L4"]) as two:
+        done = run(two, "--gpu", "1", "--case", "agent_importer_outside")
+    assert done.returncode == 0 and "held     agent_importer_outside" in done.stdout, done.stdout
+
+
+def test_a_gpu_in_parts_is_not_tested_as_a_whole() -> None:
+    with mock_machine(["A100"], mig={0: True}) as parts:
+        words = [word for one in cases() for word in ("--case", one.name)]
+        done = run(parts, *words)
+    assert done.returncode == 0, done.stdout
+    assert "not run  scrub" in done.stdout and "MIG is on" in done.stdout
+    assert "held     described" in done.stdout
+
+
 def test_a_setting_that_changed_meanwhile_is_the_loudest_result(machine: Machine) -> None:
     process = subprocess.Popen(
         suite(machine, "--case", "settles"),
@@ -159,6 +183,15 @@ def test_without_rights_it_says_what_it_could_not_find_out(
         assert any(line.startswith(f"not run  {name}") and "root" in line for line in lines), lines
     kill = next(line for line in lines if "kill_with_everything" in line)
     assert kill.startswith("held") and "SIGKILL" in kill
+
+
+def test_what_is_packed_is_what_the_agent_needs_and_no_more() -> None:
+    names = {one.metadata["Name"].lower() for one in packages(WANTED)}
+    assert {"trio", "attrs", "msgspec", "cffi", "pycparser", "nvidia-ml-py", "pytest"} <= names
+    assert not {"duckdb", "pyarrow", "ruff", "mypy"} & names
+    lent = REPOSITORY / "tests/hardware/lent"
+    said = subprocess.run([lent, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "lent pack" in said and "lent run" in said
 
 
 def test_no_time_left_is_said(machine: Machine) -> None:

@@ -204,10 +204,11 @@ def test_a_call_that_fails_at_a_start_ends_no_lease(call: str) -> None:
         assert agent.wait_for(lease_id)["runtime"]["state"] == "reclaimed"
 
 
-def test_a_lost_gpu_ends_its_lease(agent: HostAgent, machine: Machine) -> None:
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_lost_gpu_ends_its_lease(agent: HostAgent, machine: Machine, says_so: bool) -> None:
     process = holder(agent, ("--gpu", f"uuid={machine.uuid(0)}"), "hold")
     lease_id = lease_on(agent, machine, 0)
-    machine.lose(0)  # XID 79 is heard; the look that follows finds it gone
+    machine.lose(0, says_so=says_so)  # XID 79 is heard; the look that follows finds it gone
     process.wait(40)
     ended = agent.wait_for(lease_id)
     assert ended["runtime"]["state"] == "fenced"

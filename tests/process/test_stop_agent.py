@@ -131,3 +131,20 @@ def test_the_reaper_alone_is_stopped_and_the_cut_waits_for_nobody_else(agent: Ho
     signal.pidfd_send_signal(reaper, signal.SIGCONT)
     load.gone_ns()
     assert agent.wait_for(load.lease_id)["runtime"]["state"] == "reclaimed"
+
+
+def test_who_is_told_twice_to_leave_while_the_reaper_is_away_has_the_shorter_grace(
+    agent: HostAgent,
+) -> None:
+    """What was told later is told at once, and overtakes what waits for the reaper's answer."""
+    other, lease = agent.acquire(), agent.acquire()
+    with agent.stopped(agent.reaper_pid()):
+        for one, grace_ms in ((other, 30_000), (lease, 20_000), (lease, 1_000)):
+            grace_ns = grace_ms * NS_PER_MS
+            told = agent.call(
+                "Admin.Revoke", admin=True, lease_id=one["lease_id"], grace_ns=grace_ns
+            )["lease"]["runtime"]
+            assert told["state"] == "draining"
+    ended = agent.wait_for(lease["lease_id"])["runtime"]
+    assert (ended["state"], ended["reason"]) == ("reclaimed", "operator_revoke")
+    assert ended["cut_boottime_ns"] >= told["drain_deadline_boottime_ns"]

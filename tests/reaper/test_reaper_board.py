@@ -90,6 +90,37 @@ async def test_a_renewal_that_another_overtook_on_the_board_is_not_late() -> Non
             assert _move(link, third) == [True], "the link knows what stands on the board"
 
 
+async def test_a_renewal_and_an_earlier_end_that_are_told_together_are_both_in_time() -> None:
+    """Told ahead, the end is there before the renewal is asked after: that was overtaken by us."""
+    with ReaperHost() as host:
+        async with linked(host.socket_path) as link:
+            lease = lease_of(ttl_ms=LATER_MS)
+            await link.arm(lease, "", (), None)
+            later = _renewed(lease, ms=1_000)
+            sooner = _renewed(later, ms=-LATER_MS // 2)
+            moves = [(one.lease_id, one.generation, one.deadline_ns) for one in (later, sooner)]
+            assert link.renew_at_once(moves) is None
+            link.renew_ahead(moves)
+            assert await link.renew_many(moves) == [True, True]
+            [entry] = await link.roster()
+            assert (entry.generation, entry.deadline_ns) == (sooner.generation, sooner.deadline_ns)
+            again = _renewed(sooner, ms=1_000)
+            assert _move(link, again) == [True], "the link knows where it was left"
+
+
+async def test_nothing_is_late_by_a_deadline_that_a_packet_under_way_moves() -> None:
+    with ReaperHost() as host:
+        async with linked(host.socket_path) as link:
+            lease = lease_of(ttl_ms=40)
+            await link.arm(lease, "", (), None)
+            later = _renewed(lease, ms=LATER_MS)
+            link.renew_ahead([(later.lease_id, later.generation, later.deadline_ns)])
+            await BootClock().sleep_until(lease.deadline_ns)
+            moves = [(one.lease_id, one.generation, one.deadline_ns) for one in (later,)]
+            assert _move(link, _renewed(later, ms=1_000)) is None, "the reaper is to be asked"
+            assert await link.renew_many(moves) == [True]
+
+
 async def test_a_deadline_that_has_passed_is_late_whoever_was_quicker() -> None:
     with ReaperHost() as host:
         async with linked(host.socket_path) as link:

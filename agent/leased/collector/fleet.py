@@ -99,12 +99,14 @@ class Fleet:
         """What is held of each kind, on all nodes."""
         return summed(view.held(tenant) for view in self.nodes())
 
-    def unmet(self, since_ns: int) -> dict[str, Amounts]:
+    def unmet(self, since_ns: int, now_ns: int) -> dict[str, Amounts]:
         """The largest of what each asked for in vain since then, for want of room, and has not
         been given afterwards: who asks one node after the other wants it once."""
         found: dict[str, Amounts] = {}
-        for tenant, kind, want in self.standing().wanted:
-            if since_ns < want.wall_ns:
+        standing = self.standing()
+        until_ns = standing.until_ns(now_ns)
+        for tenant, kind, want in standing.wanted:
+            if since_ns < want.wall_ns <= until_ns:
                 mine = found.setdefault(tenant, {})
                 mine[kind] = max(want.requested, mine.get(kind, 0))
         return found

@@ -90,12 +90,26 @@ def _open_bill(accounts: Accounts, floor_ns: int) -> str:
     # A day earlier, for the zones in which it was the month before at the first record.
     for month in _names(accounts.source.first_ns() - DAY_NS, floor_ns):
         try:
-            tenants = accounts.due(month)
+            tenants = _due(accounts, month)
         except NoData:
             continue
         if tenants:
             return f"the bill of {tenants[0]} for {month} is open: `leased-collector issue`"
     return ""
+
+
+def _due(accounts: Accounts, month: str) -> list[str]:
+    """Of whom a bill of a month is not issued yet that says something. Raises NoData."""
+    found = []
+    for tenant in accounts.billed(month):
+        period = accounts.month(month, tenant)
+        window = (period.from_ns, period.to_ns)
+        had = accounts.source.sums(window, tenant) or accounts.source.tasks(window, tenant)
+        credits = any((c.tenant, c.month) == (tenant, month) for c in accounts.terms.credits)
+        if had or credits or accounts.terms.owes(tenant, window):
+            found.append(tenant)
+    issued = accounts.invoices.issued if accounts.invoices else None
+    return [one for one in found if issued is None or issued(one, month) is None]
 
 
 def _uncorrected(accounts: Accounts, begin_ns: int) -> str:

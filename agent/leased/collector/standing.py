@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
+from leased.collector.accounts.clocks import last_ns
 from leased.collector.live_lease import LiveLease
 from leased.collector.node_view import NodeView, Want, summed
 from leased.collector.planning.compliance import Tally, together
@@ -95,10 +96,16 @@ class Standing:
             if given.get((tenant, kind), 0) < want.wall_ns
         ]
 
-    def tallies(self, from_ns: int) -> Mapping[str, Tally]:
-        """What was asked for and refused from the hour of an instant on, by tenant."""
+    def until_ns(self, now_ns: int) -> int:
+        """The latest instant of which records are believed."""
+        moments = [view.moment.wall_ns for view in self.known if view.moment]
+        return last_ns(moments, now_ns)
+
+    def tallies(self, from_ns: int, now_ns: int) -> Mapping[str, Tally]:
+        """What was asked for and refused from the hour of an instant to now, by tenant."""
         since_ns, found = self._tallies
         if since_ns != from_ns:
-            found = together(view.compliance.since(from_ns) for view in self.known)
+            until_ns = self.until_ns(now_ns)
+            found = together(view.compliance.between(from_ns, until_ns) for view in self.known)
             self._tallies = (from_ns, found)
         return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators' verbs: admin status, revoke, adopt, fence, unfence, rotate-key, reload.
+"""Operators' verbs: admin status, revoke, fence, unfence, rotate-key, reload.
 
 Rule: they go through the admin socket and nowhere else; each prints what the agent says came of it,
 and whom it touched.
@@ -13,7 +13,6 @@ import argparse
 
 from leased.client import Session
 from leased.ctl import drain, render
-from leased.ctl.adopt import must_be_there
 from leased.ctl.agent import find_lease, online
 from leased.ctl.asks import parse_bandwidth, parse_duration, parse_size
 from leased.ctl.console import Console
@@ -56,15 +55,6 @@ def _register_leases(below: Verbs) -> None:
     one.add_argument("--reason", choices=tuple(portrayal.REASON), help="default: operator_revoke")
     one.add_argument("--grace", metavar="TIME", help="notice (default: none)")
     one.set_defaults(act=online(revoke, admin=True))
-    one = verb(
-        below,
-        "adopt",
-        "bring a running process under a lease",
-        "leasectl admin adopt 7fa3 --pid 4711",
-    )
-    one.add_argument("lease", help="an id or its beginning")
-    one.add_argument("--pid", type=int, required=True, help="the process")
-    one.set_defaults(act=online(adopt, admin=True))
 
 
 def _register_resources(below: Verbs) -> None:
@@ -125,19 +115,6 @@ async def revoke(options: argparse.Namespace, console: Console, session: Session
     else:
         until = render.when(lease, console)
         console.say(f"{render.short(lease_id)} {lease.runtime.state}: {until}")
-    return 0
-
-
-async def adopt(options: argparse.Namespace, console: Console, session: Session) -> int:
-    """Bring a process under a lease."""
-    lease_id = await find_lease(session, options.lease)
-    must_be_there(options.pid)
-    asked = parameters.Adopt(lease_id=lease_id, command_id=session.command_id())
-    lease = (await session.ask(asked, replies.LeaseReply, pidfd_of=options.pid)).lease
-    if options.json:
-        console.document({"lease": render.plain(lease), "pid": options.pid})
-    else:
-        console.say(f"process {options.pid} is in {render.short(lease_id)}")
     return 0
 
 

@@ -40,7 +40,7 @@ def register(verbs: Verbs) -> None:
         "bring a running process, and all below it, under a lease",
         "leasectl adopt --pid 4711 --gpu 1 --for 4h",
     )
-    one.add_argument("lease", nargs="?", help="one that is there, in place of a new one")
+    one.add_argument("lease", nargs="?", help="in place of a new one (an id, or its beginning)")
     one.add_argument("--pid", type=int, required=True, help="the process")
     one.add_argument(
         "--for",

@@ -14,11 +14,14 @@ import csv
 import io
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from leased.ctl import render
 from leased.ctl.console import Console
 from leased.terms import spreadsheet
+
+_ASKED: Final = ("groups", "line_items")
+"""A bill without a line has no row, and costs by group have those of the groups."""
 
 
 def show_answer(told: dict[str, Any], options: argparse.Namespace, console: Console) -> None:
@@ -32,9 +35,11 @@ def show_answer(told: dict[str, Any], options: argparse.Namespace, console: Cons
 
 
 def _csv(told: Mapping[str, Any]) -> str:
-    """The longest list of rows in an answer, as CSV with a heading."""
+    """What was asked for, as CSV with a heading: the first rows of an answer, unless it has what
+    stands in their place."""
     tables = (rows for rows in told.values() if _is_table(rows))
-    rows: list[dict[str, Any]] = max(tables, key=len, default=[])
+    asked = next((told[name] for name in _ASKED if name in told), None)
+    rows: list[dict[str, Any]] = next(tables, []) if asked is None else asked
     out = io.StringIO()
     if rows:
         writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")

@@ -89,6 +89,7 @@ def verify_bill(options: argparse.Namespace, console: Console) -> int:
         bill.audit,
         fleet_watermark_ns=int(bill.as_of_ns),
         corrections=[(text, units(amount, bill.decimals)) for text, amount in bill.corrections],
+        version=bill.version,
     )
     same = again.canonical() == raw
     wrong = [] if same else list(differences(bill, again)) or ["the bytes are not the canonical"]

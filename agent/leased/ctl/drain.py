@@ -174,7 +174,8 @@ def _tell_of_driver(scope: str, holders: Sequence[objects.Holder], console: Cons
         console.say(*render.holder_table(holders))
         return
     console.say(f"nobody has the {kind} driver: the agent has closed its own, and no process has")
-    console.say(f"any of its nodes open or mapped. When it is replaced: leasectl resume {kind}")
+    console.say("any of its nodes open or mapped. When it is replaced: systemctl daemon-reload,")
+    console.say(f"for the new numbers of its nodes, then leasectl resume {kind}")
 
 
 async def _left(session: Session, scope: str) -> list[objects.Lease]:

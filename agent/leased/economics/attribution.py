@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from leased.economics.contracts import Terms
+from leased.economics.contracts import Terms, number_of
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import PERMILLE, PICO, RateCard
@@ -145,19 +145,20 @@ class _Prices:
     cells are many, and of few prices."""
 
     def __init__(self, terms: Terms, basis: Basis) -> None:
-        self._terms, self._basis = terms, basis
+        self._basis = basis
+        self._versions = terms.cards if basis is Basis.RATE_CARD else terms.costs
         self._known: dict[tuple[object, ...], tuple[int, int]] = {}
 
     def of(self, key: UsageKey) -> tuple[int, int]:
         """As it is charged, and at the plain list price."""
         by_card = self._basis is Basis.RATE_CARD
-        number = self._terms.card_number(key.bucket) if by_card else -1
+        number = number_of(self._versions, key.bucket)
         priority = key.priority if by_card and key.pool is Pool.TENANT else None
         free = priority is not None and key.tag is not None and bool(key.tag.flags & SYNTHETIC)
         what = (number, key.kind, key.tier, priority, free)
         found = self._known.get(what)
         if found is None:
-            card = self._terms.cards[number].card if by_card else self._terms.infrastructure
+            card = self._versions[number].card
             plain = charged = plain_cost(card, key.kind, key.tier, 1)
             if priority is not None:
                 cost = card.cost(1, key.kind, key.tier, priority)

@@ -5,7 +5,7 @@ from which anybody with the chains computes the same bytes again.
 Rule: a line is exact until it is rounded, once; the total is the sum of the rounded lines and the
 credits. The bill carries its terms and, per chain, the records that it follows from. The same
 usage, terms and chains give the same canonical bytes, whoever computes them. Synthetic probes are
-metered and not billed.
+metered and not billed. A bill with credits is of the version in which they do not end with it.
 
 Does not fold events (`hourly`) and does not read a clock: `as_of` is the fleet's watermark.
 """
@@ -21,6 +21,7 @@ import msgspec
 
 from leased.economics.amounts import decimal, exact, rounded
 from leased.economics.contracts import Contract, Terms
+from leased.economics.credits import give, named
 from leased.economics.hourly import HOUR_NS, NodeSpan
 from leased.economics.meter import UsageKey
 from leased.economics.model_lines import Item, Metered, model_items
@@ -30,6 +31,7 @@ from leased.economics.statement import canonical, fixed
 from leased.terms.lease import SYNTHETIC
 
 VERSION: Final = 1
+WITH_CREDITS: Final = 2
 
 
 class BillLine(msgspec.Struct, frozen=True):
@@ -108,12 +110,16 @@ def make_bill(
     *,
     fleet_watermark_ns: int,
     corrections: Sequence[tuple[str, int]] = (),
+    version: int | None = None,
 ) -> Bill:
     """The bill of `tenant` for `month` from the cells of a fleet. `nodes` are the chains that the
     cells follow from; nobody's records after `fleet_watermark_ns` are settled; `corrections`
-    (description, 10**-decimals units) are those of issued bills.
+    (description, 10**-decimals units) are those of issued bills; `version` is that of one that is
+    computed again.
     """
     terms = terms.of_tenant(tenant, month.name)
+    if version is None:
+        version = WITH_CREDITS if terms.credits else VERSION
     window = (month.from_ns, month.to_ns)
     items: list[Item] = []
     minimum = Fraction(0)
@@ -131,9 +137,16 @@ def make_bill(
     for description, amount in corrections:
         lines.append(_plain(description, amount, terms.decimals))
         subtotal += amount
-    credits = _credits(terms, subtotal)
+    told = give(
+        terms.credits,
+        subtotal,
+        terms.decimals,
+        allow_negative=terms.allow_negative,
+        version=version,
+    )
+    credits = [(named(one.credit, month.name), one.amount) for one in told if one.amount]
     return Bill(
-        version=VERSION,
+        version=version,
         invoice_id=f"INV-{month.name}-{tenant}",
         tenant=tenant,
         period=month.name,
@@ -174,20 +187,6 @@ def collect(
     return metered
 
 
-def _credits(terms: Terms, subtotal: int) -> list[tuple[str, int]]:
-    """The credits of the month, cut so that the total is not negative unless the terms allow it."""
-    found: list[tuple[str, int]] = []
-    left = max(0, subtotal)
-    for credit in terms.credits:
-        amount = rounded(Fraction(credit.nano, NANO), terms.decimals)
-        if not terms.allow_negative:
-            amount = min(amount, left)
-        left -= amount
-        if amount:
-            found.append((credit.reason, amount))
-    return found
-
-
 def _line(item: Item, decimals: int) -> BillLine:
     return BillLine(
         description=item.description,
@@ -216,7 +215,7 @@ def document_of(terms: Terms) -> dict[str, Any]:
         "infrastructure": terms.infrastructure.document(),
         "plans": [msgspec.structs.asdict(plan) for plan in terms.plans],
         "contracts": [_contract_document(contract) for contract in terms.contracts],
-        "credits": [msgspec.structs.asdict(credit) for credit in terms.credits],
+        "credits": [credit.document() for credit in terms.credits],
         "time_zones": [list(zone) for zone in terms.time_zones],
         "allow_negative": terms.allow_negative,
     }

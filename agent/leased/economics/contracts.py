@@ -19,7 +19,7 @@ import msgspec
 
 from leased.economics.hourly import HOUR_NS
 from leased.economics.rates import DEFAULT_CARD, RateCard, check
-from leased.terms.errors import ConfigError
+from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.resource import ResourceKind
 
 NUMBER_MAX: Final = (1 << 63) - 1
@@ -96,19 +96,30 @@ class Contract(msgspec.Struct, frozen=True):
 
 
 class Credit(msgspec.Struct, frozen=True):
-    """Something given back in a month ("2026-01"): `nano` > 0 makes the bill smaller."""
+    """Something given back for a month ("2026-01"): `nano` > 0 makes the bill smaller, of which
+    bills before have given `given_nano`."""
 
     tenant: str
     month: str
     nano: int
     reason: str
+    given_nano: int = 0
+
+    def document(self) -> dict[str, object]:
+        """As plain values; what no bill before has given anything of is told without that."""
+        fields = msgspec.structs.asdict(self)
+        if not self.given_nano:
+            del fields["given_nano"]
+        return fields
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """All of it. `infrastructure` is what capacity costs the operator, for chargeback."""
+    """All of it. `infrastructure` is what capacity costs the operator, for chargeback, until the
+    first of `infrastructure_cards` begins."""
 
     cards: tuple[CardVersion, ...] = (CardVersion(0, DEFAULT_CARD),)
     infrastructure: RateCard = DEFAULT_CARD
+    infrastructure_cards: tuple[CardVersion, ...] = ()
     plans: tuple[Plan, ...] = ()
     contracts: tuple[Contract, ...] = ()
     credits: tuple[Credit, ...] = ()
@@ -129,12 +140,31 @@ class Terms(msgspec.Struct, frozen=True):
 
     def card_number(self, hour: int) -> int:
         """Which version prices `hour`; the first also prices what was before it."""
-        starts = [version.since_ns for version in self.cards]
-        return max(0, bisect_right(starts, hour * HOUR_NS) - 1)
+        return number_of(self.cards, hour)
 
     def card_at(self, at_ns: int) -> RateCard:
         """The card in force at an instant: one that begins later prices nothing yet."""
         return self.cards[self.card_number(at_ns // HOUR_NS)].card
+
+    @property
+    def costs(self) -> tuple[CardVersion, ...]:
+        """What capacity costs the operator, from when on."""
+        return (CardVersion(0, self.infrastructure), *self.infrastructure_cards)
+
+    def costs_at(self, at_ns: int) -> RateCard:
+        """The same at an instant."""
+        return self.costs[number_of(self.costs, at_ns // HOUR_NS)].card
+
+    def costs_in(self, window: tuple[int, int]) -> RateCard:
+        """The same at the beginning of `window`, where all of it is in that currency. Raises
+        InvalidParameter."""
+        first = self.costs_at(window[0])
+        money = (first.currency, first.decimals)
+        for since_ns, card in map(msgspec.structs.astuple, self.infrastructure_cards):
+            if window[0] < since_ns < window[1] and (card.currency, card.decimals) != money:
+                why = f"what capacity costs is in {card.currency} from within that time on"
+                raise InvalidParameter("period", f"{why}, and was in {first.currency}: ask apart")
+        return first
 
     def plan(self, name: str) -> Plan:
         """A plan by its name; `check_terms` has seen that it is there."""
@@ -164,18 +194,26 @@ class Terms(msgspec.Struct, frozen=True):
         return any(one.plan or one.monthly_minimum_nano for one, _, _ in contracts)
 
     def of_tenant(self, tenant: str, month: str) -> Terms:
-        """Only what a bill of `tenant` for `month` depends on."""
+        """Only what a bill of `tenant` for `month` depends on. A credit of a month before is one
+        that is late."""
         contracts = tuple(c for c in self.contracts if c.tenant == tenant)
         named = [contract.plan for contract in contracts]
         return msgspec.structs.replace(
             self,
             infrastructure=DEFAULT_CARD,
+            infrastructure_cards=(),
             plans=tuple(plan for plan in self.plans if plan.name in named),
             contracts=contracts,
-            credits=tuple(c for c in self.credits if c.tenant == tenant and c.month == month),
+            credits=tuple(c for c in self.credits if c.tenant == tenant and c.month <= month),
             time_zones=tuple(zone for zone in self.time_zones if zone[0] == tenant),
             retired_nodes=(),
         )
+
+
+def number_of(versions: tuple[CardVersion, ...], hour: int) -> int:
+    """Which of `versions` prices `hour`; the first also prices what was before it."""
+    starts = [version.since_ns for version in versions]
+    return max(0, bisect_right(starts, hour * HOUR_NS) - 1)
 
 
 def check_terms(terms: Terms) -> Terms:
@@ -193,6 +231,12 @@ def check_terms(terms: Terms) -> Terms:
         if (version.card.currency, version.card.decimals) != (first.currency, first.decimals):
             raise ConfigError(f"{key}: one currency and one number of decimals for all")
     check(terms.infrastructure)
+    for index, version in enumerate(terms.infrastructure_cards):
+        check(version.card)
+        key = f"infrastructure_cards[{index}].since"
+        _full_hour(version.since_ns, key)
+        if version.since_ns <= (terms.infrastructure_cards[index - 1].since_ns if index else 0):
+            raise ConfigError(f"{key}: versions are listed oldest first, each later")
     plans = [plan.name for plan in terms.plans]
     if len(plans) != len(frozenset(plans)):
         raise ConfigError("plans: a plan is listed twice")

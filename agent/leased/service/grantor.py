@@ -105,6 +105,8 @@ class Grantor:
         self._renewals: Gathering[Held] = Gathering()
         self._late: Gathering[LeaseId] = Gathering()
         self._preparing: dict[LeaseId, list[Held]] = {}
+        self._early: dict[LeaseId, list[Held]] = {}
+        """Moves of leases that the reaper does not hold yet: they were told to leave already."""
         self._overtaken: set[LeaseId] = set()
         self._settling = trio.lowlevel.ParkingLot()
 
@@ -113,7 +115,10 @@ class Grantor:
         renewals: list[Held] = []
         for one in held:
             if isinstance(one.effect, MoveDeadline):
-                renewals.append(one)
+                if one.effect.lease_id in self._preparing:
+                    self._early.setdefault(one.effect.lease_id, []).append(one)
+                else:
+                    renewals.append(one)
             elif one.effect is not None:
                 self._preparing[one.effect.lease.lease_id] = [one]
                 self._grants.put(one)
@@ -233,6 +238,7 @@ class Grantor:
             assert isinstance(held.reply, Granted)
             reply = held.reply
             _let_go(held, msgspec.structs.replace(reply, lease=active))
+        self.hold(self._early.pop(lease.lease_id, ()))
 
     def _watch_owners(self, lease: Lease, made: Prepared) -> DeviceError | None:
         """What of ours keeps something for the lease is watched from here on; why not, if not."""
@@ -255,7 +261,7 @@ class Grantor:
 
     def _refuse(self, lease: Lease, refusal: Refusal) -> None:
         self._overtaken.discard(lease.lease_id)
-        for held in self._preparing.pop(lease.lease_id):
+        for held in (*self._preparing.pop(lease.lease_id), *self._early.pop(lease.lease_id, ())):
             _let_go(held, refusal)
 
     # -- renewals ----------------------------------------------------------------------------------

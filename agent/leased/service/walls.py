@@ -12,10 +12,13 @@ Does not decide who may join: the table answered that before we are asked.
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from leased.hardware.leaves import inside
 from leased.lessor.table import end_ns
@@ -107,13 +110,24 @@ class Walls:
         if lease.lease_id not in self._custodian:
             raise CallerError("the lease has ended meanwhile: nobody can join it any more")
         if self._custodian.of(lease.lease_id).cgroup != cgroup:
-            [failed] = await self._reaper.arm_many([Arming(lease, cgroup)])
-            if failed is not None:
-                raise failed
+            await self._arm(lease, cgroup)
             if lease.lease_id not in self._custodian:  # and disarmed after it was armed
                 raise CallerError("the lease has ended meanwhile: nobody can join it any more")
             self._custodian.set_cgroup(lease.lease_id, cgroup)
         return cgroup
+
+    async def _arm(self, lease: Lease, cgroup: str) -> None:
+        """Until the reaper knows no later renewal than the table: the holder goes on meanwhile."""
+        asked: Lease | None = None
+        while True:
+            now = self._find(lease.lease_id) or lease
+            armed = msgspec.structs.replace(now, deadline_ns=end_ns(now))
+            [failed] = await self._reaper.arm_many([Arming(armed, cgroup)])
+            if failed is None:
+                return
+            if failed.errno != errno.ESTALE or now is asked:
+                raise failed
+            asked = now
 
     def watch(self, lease: Lease, cgroup: str = "") -> None:
         """Somebody is inside: a lease that is bound to its leaf ends when nobody is any more."""

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
+import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -250,6 +253,31 @@ async def test_an_operator_with_the_gpu_open_is_not_killed_but_the_gpu_is_fenced
         assert proof.unproven == one.subject.allotments
         assert failures(proof) == {(TeardownStep.ESCAPEE_SCAN, errno.EBUSY)}
         assert operator.ask() == "1"
+
+
+async def test_the_daemon_that_keeps_the_driver_is_neither_in_the_way_nor_ended(
+    machine: Machine,
+) -> None:
+    """Its packages run it as a user of its own, with every GPU open."""
+    name = Path(sys.executable).name
+    with gpu_devices(machine, gpu_guests=(f"{name}@nobody",)) as devices:
+        await start(devices)
+        one = gpu_lease(machine, 0)
+        with (
+            Holder("open", path=str(machine.node(0)), uid=pwd.getpwnam("nobody").pw_uid) as daemon,
+            Holder("open", path=str(machine.node(0)), uid=pwd.getpwnam("daemon").pw_uid) as other,
+        ):
+            daemon.ready()
+            other.ready()
+            [refused] = await devices.prepare_many([one])
+            assert isinstance(refused, DeviceError) and str(other.pid) in refused.detail
+            assert str(daemon.pid) not in refused.detail
+            other.process.kill()
+            other.process.wait()
+            made = await grant(devices, one)
+            cut(made)
+            _, proof = await reclaim(devices, one)
+            assert proof.unproven == () and daemon.ask() == "1"
 
 
 # ---- adoption, and the driver let go -------------------------------------------------------------

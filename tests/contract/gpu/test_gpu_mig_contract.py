@@ -163,6 +163,32 @@ async def test_an_instance_is_made_for_its_lease_and_is_gone_with_it(
     assert proof.unproven == ()
 
 
+async def test_a_place_is_proven_clean_beside_a_neighbour_who_computes_on(
+    machine: Machine, makers: Devices
+) -> None:
+    """Of a GPU with instances the driver does not say whether rows of its memory wait for a reset;
+    before the first one is made, it does."""
+    await start(makers)
+    limits = [one.limits for one in (await makers.inventory()).resources]
+    first = mig_lease(place(machine, "1g.10gb@0"), 142)
+    second = mig_lease(place(machine, "3g.40gb@4"), 428)
+    made, other = await grant(makers, first), await grant(makers, second)
+    with (
+        Holder("hold", GIB, made=made) as ending,
+        Holder("hold", GIB, made=other) as neighbour,
+    ):
+        ending.ready()
+        neighbour.ready()
+        cut(made)
+        _, proof = await reclaim(makers, first)
+        assert failures(proof) == set() and proof.unproven == ()
+        assert neighbour.ask() == "1"
+        assert [one.limits for one in (await makers.inventory()).resources] == limits
+        cut(other)
+    _, proof = await reclaim(makers, second)
+    assert failures(proof) == set() and proof.unproven == ()
+
+
 async def test_an_instance_in_use_is_tried_again_and_then_fences_its_place_alone(
     machine: Machine, makers: Devices
 ) -> None:

@@ -305,7 +305,7 @@ static int do_residue(struct order *order)
 static int do_lose(struct order *order)
 {
 	const uint32_t gpu = (uint32_t)number(order, 1);
-	machine_open()->gpu[gpu].lost = 1;
+	machine_open()->gpu[gpu].lost = (uint32_t)number(order, 2);
 	event_post(gpu, NONE, NONE, XID_CRITICAL, 79, false);
 	return 0;
 }

@@ -235,9 +235,10 @@ class Machine:
         """Contents in memory that is free; how many bytes of the range were."""
         return int(self.command(f"residue {gpu} {offset} {residue_bytes} {value}"))
 
-    def lose(self, gpu: int) -> None:
-        """The GPU falls off the bus: GPU_IS_LOST everywhere, XID 79."""
-        self.command(f"lose {gpu}")
+    def lose(self, gpu: int, *, says_so: bool = True) -> None:
+        """The GPU falls off the bus, with XID 79: GPU_IS_LOST everywhere, or an "Unknown Error" for
+        whoever asks for it anew."""
+        self.command(f"lose {gpu} {1 if says_so else 2}")
 
     def find(self, gpu: int) -> None:
         """It is back."""

@@ -26,7 +26,9 @@ EXPORTED nvmlReturn_t nvmlDeviceGetCount_v2(unsigned *count)
 /* Attach, then give the handle. */
 static nvmlReturn_t give(struct target target, nvmlDevice_t *device)
 {
-	WANT(!machine_open()->gpu[target.gpu].lost, NVML_ERROR_GPU_IS_LOST);
+	const uint32_t lost = machine_open()->gpu[target.gpu].lost;
+	/* R550 and later: nvidia-smi's "Unable to determine the device handle: Unknown Error". */
+	WANT(!lost, lost == 1 ? NVML_ERROR_GPU_IS_LOST : NVML_ERROR_UNKNOWN);
 	const nvmlReturn_t attached = nvml_attach(target.gpu);
 	WANT(attached == NVML_SUCCESS, attached);
 	machine_lock();

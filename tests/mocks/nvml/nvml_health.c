@@ -91,6 +91,15 @@ static bool wide(unsigned field)
 	       (field >= 269 && field <= 271);
 }
 
+/* With MIG instances on it a GPU is not asked for its rows. */
+static bool has_instances(const struct gpu *gpu)
+{
+	for (uint32_t i = 0; i < GPU_INSTANCES_MAX; i++)
+		if (gpu->instance[i].used)
+			return true;
+	return false;
+}
+
 EXPORTED nvmlReturn_t nvmlDeviceGetFieldValues(
 	nvmlDevice_t device, int count, nvmlFieldValue_t *fields)
 {
@@ -107,7 +116,7 @@ EXPORTED nvmlReturn_t nvmlDeviceGetFieldValues(
 		const bool remaps = field->fieldId >= 142 && field->fieldId <= 145;
 		if (field->fieldId == 202 || field->fieldId == 204)
 			field->nvmlReturn = (unsigned)nvlink_field(gpu, field);
-		else if (remaps && !gpu->ecc)
+		else if (remaps && (!gpu->ecc || has_instances(gpu)))
 			field->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
 		else
 			field->nvmlReturn = (unsigned)number_field(gpu, field);
@@ -120,6 +129,7 @@ EXPORTED nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, unsigned *c
 {
 	ENTER(device, 0);
 	const struct gpu *const gpu = GPU_OF(target);
+	WANT(!has_instances(gpu), NVML_ERROR_NOT_SUPPORTED);
 	*correctable = gpu->remap_correctable;
 	*uncorrectable = gpu->remap_uncorrectable;
 	*pending = gpu->remap_pending;

@@ -132,6 +132,20 @@ def test_the_doors_are_the_programs_doors() -> None:
     assert user["Service"] == admin["Service"] == ["leased.service"]
 
 
+def test_every_module_whose_devices_the_agent_may_open_is_loaded_before_it() -> None:
+    """A class of DeviceAllow= is numbers, looked up when the unit starts: none for a module that
+    comes later."""
+    modules = {"char-nvidia-uvm": "nvidia_uvm", "char-nvidia-caps": "nvidia_uvm"}
+    modules |= {"char-nvme": "nvme", "char-infiniband_verbs": "ib_uverbs"}
+    modules |= {"block-device-mapper": "dm_mod", "block-loop": "loop"}
+    told = settings("leased.service")
+    classes = {value.partition(" ")[0] for value in told["DeviceAllow"]}
+    for key in ("Wants", "After"):
+        named = " ".join(told[key]).split()
+        for one in classes & modules.keys():
+            assert f"modprobe@{modules[one]}.service" in named, (key, one)
+
+
 def test_nothing_that_is_leased_may_be_swapped_out() -> None:
     """Of the agent's, to whose cgroup leased memory is charged, and of the leaves."""
     assert settings("leased.slice")["MemorySwapMax"] == ["0"]

@@ -11,15 +11,16 @@ import pytest
 import trio
 import trio.testing
 
+from leased.lessor.table import end_ns
 from leased.service.grantor import QUICK_BYTES_MAX, Pace, pace_of
-from leased.terms.command import Release, Renew
+from leased.terms.command import Drain, Release, Renew
 from leased.terms.errors import DeviceError
 from leased.terms.event import AccessCut, Reclaimed, Revoked
 from leased.terms.lease import Ending, LeaseState, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Changed, Granted, Refusal, RefusalReason
 from leased.terms.resource import Allotment, ResourceKind
-from tests.doubles.desk import ACME, BETA
+from tests.doubles.desk import ACME, BETA, OPERATOR
 from tests.doubles.devices import Fault, small_inventory
 from tests.doubles.leases import lease
 from tests.doubles.serving import Host
@@ -171,6 +172,28 @@ async def test_a_deadline_during_prepare_ends_the_lease_and_is_not_answered_as_g
         assert agent.free == PAGES * 4096
         await trio.sleep(1)
         assert not host.reaper.slots and not len(agent.custodian)
+
+
+async def test_who_is_told_to_leave_while_the_grant_is_prepared_has_the_grace(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The reaper cannot be told of an end of what it does not hold yet, and that is no late
+    renewal."""
+    async with Host().standing() as host, host.agent() as agent:
+        gate = host.devices.gates["prepare"]
+        gate.shut()
+        box = agent.submit(host.acquire(3))
+        await gate.reached.wait()
+        await agent.ask(Drain(host.command_id(), OPERATOR, "", 30 * NS_PER_S))
+        await trio.sleep(2)
+        gate.open()
+        assert isinstance(reply := await box.reply(), Granted)
+        told = await agent.until(reply.lease.lease_id, LeaseState.DRAINING)
+        await trio.sleep(1)
+        assert host.reaper.slots[told.lease_id].deadline_ns == end_ns(told) < told.deadline_ns
+        ended = await agent.until(told.lease_id, LeaseState.RECLAIMED)
+        assert ended.reason is RevocationReason.OPERATOR_DRAIN
+        assert ended.cut_ns == end_ns(told)
 
 
 async def test_a_grant_released_by_nobody_while_prepared_lives_for_its_time(

@@ -59,7 +59,7 @@ def test_every_request_counts_once() -> None:
     head = history._lease(5, 0)
     history.seal(events.Admitted(*head, 5, 0, 0, ((ResourceKind.CPU, 1000),)))
     history.seal(events.Admitted(*head, 5, 0, 0, ((ResourceKind.CPU, 1000),)))
-    tally = seen(history).compliance.since(0)["acme"]
+    tally = seen(history).compliance.between(0, 200 * HOUR_NS)["acme"]
     assert (tally.requests, tally.over, tally.refused) == (8, 3, 1)
     assert tally.share == Fraction(4, 8)
 
@@ -78,7 +78,7 @@ def test_a_limit_that_is_lowered_is_no_breach_and_a_groups_is_its_members() -> N
     cut = ("cpu", int(OverageCause.CUT), 1, 2, HOUR_NS)
     history.seal(events.OverageBegan(history.event_id(), "acme", *cut))
     view = seen(history)
-    found = view.compliance.since(0)
+    found = view.compliance.between(0, 200 * HOUR_NS)
     assert (found["acme"].over, found["beta"].over) == (0, 1)
     assert (found.keys(), view.over.keys()) == ({"acme", "beta"}, {("@crew", "cpu")})
 
@@ -110,7 +110,7 @@ def test_a_reboot_ends_what_was_above_a_limit() -> None:
     history.start()
     history.allocate(2, subject(cores(1)), HOUR_NS)
     view = seen(history)
-    tally = view.compliance.since(0)["acme"]
+    tally = view.compliance.between(0, 200 * HOUR_NS)["acme"]
     assert (view.over, tally.requests, tally.over) == ({}, 2, 1)
 
 
@@ -121,7 +121,53 @@ def test_what_is_older_than_a_day_is_forgotten_and_nodes_add_up() -> None:
         history.allocate(number, subject(cores(1)), history.boot_ns + HOUR_NS)
     compliance = seen(history).compliance
     assert len(compliance._hours) <= 25
-    last_day = compliance.since((159 - 23) * HOUR_NS)
+    last_day = compliance.between((159 - 23) * HOUR_NS, 160 * HOUR_NS)
     assert last_day["acme"].requests == 24
     assert together([last_day, last_day])["acme"].requests == 48
     assert together([]) == {}
+
+
+YEARS_NS = 10 * 365 * 24 * HOUR_NS
+
+
+def node(number: int, wall_offset_ns: int, *more_ns: int) -> NodeView:
+    """One that refuses a request, for there is a limit and no room, and again after each step of
+    its clock."""
+    history = History(wall_offset_ns=wall_offset_ns)
+    history.start()
+    history.inventory(cores(64))
+    for step_ns in (0, *more_ns):
+        history.step_clock(step_ns)
+        for reason in (RefusalReason.SUBMIT_RATE, RefusalReason.NO_CAPACITY):
+            head = (EventId(bytes(16)), TenantId("acme"), 0, CommandId(bytes(16)))
+            history.seal(events.Refused(*head, int(reason), 1, 1, 1, ResourceKind.CPU))
+    view = seen(history)
+    view.node = view.name = f"{number:02}"
+    return view
+
+
+def test_what_is_of_a_time_to_come_is_of_no_last_day_and_no_last_minute() -> None:
+    """One of three nodes is ten years ahead: nobody is held back, or waits, until then."""
+    fleet, now_ns = Fleet(), 100 * HOUR_NS
+    for number, ahead_ns in enumerate((0, 0, YEARS_NS)):
+        fleet.logs[f"{number}"] = node(number, now_ns + ahead_ns)
+    views = Views(lambda: fleet, lambda tenant, now_ns: {}, lambda: ["acme"], Policy)
+    assert views.compliance_at(now_ns).requests == 4
+    assert views.usage_of("acme", now_ns).throttled
+    later_ns = now_ns + 30 * HOUR_NS
+    assert views.compliance_at(later_ns).requests == 0
+    assert not views.usage_of("acme", later_ns).throttled
+    assert not fleet.unmet(later_ns - HOUR_NS, later_ns)
+    # Where most are so, it is this clock that is behind.
+    fleet.logs["3"] = node(3, now_ns + YEARS_NS)
+    fleet.logs["4"] = node(4, now_ns + YEARS_NS)
+    assert views.compliance_at(later_ns).requests == 6
+    assert fleet.unmet(later_ns - HOUR_NS, later_ns)
+
+
+def test_the_day_before_a_step_into_a_time_to_come_is_still_told() -> None:
+    fleet, now_ns = Fleet(), 100 * HOUR_NS
+    fleet.logs["0"] = node(0, now_ns, 0, YEARS_NS)
+    fleet.logs["1"] = node(1, now_ns)
+    views = Views(lambda: fleet, lambda tenant, now_ns: {}, lambda: ["acme"], Policy)
+    assert views.compliance_at(now_ns).requests == 6

@@ -30,6 +30,8 @@ from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS, NodeSpan
 from tests.doubles.accounts import JANUARY_NS, WrittenSource
 
+SPAN = ("4e" * 16, "1d" * 16, 0, 99, "ab" * 32)
+
 
 @given(st.integers(0, 2**62))
 def test_a_length_is_right_to_an_eighth(length_ns: int) -> None:
@@ -52,7 +54,8 @@ def test_days_are_kept_for_a_while_and_add_up() -> None:
         flow.begin(day * DAY_NS, 1)
         flow.end(day * DAY_NS, 1000)
     assert len(flow.days) == DAYS_KEPT
-    assert (flow.since(90 * DAY_NS).begun, flow.since(0).ended) == (10, DAYS_KEPT)
+    assert flow.between(90 * DAY_NS, 99 * DAY_NS).begun == 10
+    assert flow.between(0, 99 * DAY_NS).ended == DAYS_KEPT
 
 
 def test_one_server_is_the_textbook() -> None:
@@ -102,7 +105,7 @@ def test_how_many_come_does_not_depend_on_the_period_that_is_asked_about(period:
     for hour in range(hours):
         flow.begin(JANUARY_NS + hour * HOUR_NS, 2)
         flow.end(JANUARY_NS + (hour + 1) * HOUR_NS - 1, HOUR_NS)
-    span = NodeSpan("4e" * 16, "1d" * 16, 0, 99, "ab" * 32, JANUARY_NS + hours * HOUR_NS)
+    span = NodeSpan(*SPAN, JANUARY_NS + hours * HOUR_NS)
     accounts = Accounts(WrittenSource(node=span), Terms())
     told = latency_cost(accounts, fleet, period, ())
     assert (told.arrivals_per_hour, told.mean_hold_ms) == (1, 3_600_000)
@@ -114,4 +117,21 @@ def test_as_far_as_days_are_kept_they_are_counted() -> None:
         flow.begin(hour * HOUR_NS, 1)
     now_ns = 100 * DAY_NS - 1
     begin_ns = day_start_ns(now_ns - DAYS_KEPT * DAY_NS, now_ns)
-    assert flow.since(begin_ns).begun == (100 * DAY_NS - begin_ns) // HOUR_NS == DAYS_KEPT * 24
+    begun = flow.between(begin_ns, now_ns).begun
+    assert begun == (100 * DAY_NS - begin_ns) // HOUR_NS == DAYS_KEPT * 24
+
+
+def test_leases_of_a_time_to_come_come_in_no_period_and_forget_none() -> None:
+    """One node's clock went ten years ahead on the eleventh day, and its log with it."""
+    fleet, hours = Fleet(), 10 * 24
+    for number in range(2):
+        fleet.logs[f"{number}"] = view = NodeView(f"{number}")
+        view.node = f"{number}"
+        ahead = 10 * 365 * 24 if number else hours
+        for hour in (*range(hours), *range(ahead, ahead + 2_000 * number)):
+            view.flow.begin(JANUARY_NS + hour * HOUR_NS, 2)
+            view.flow.end(JANUARY_NS + (hour + 1) * HOUR_NS - 1, HOUR_NS)
+    source = WrittenSource(node=NodeSpan(*SPAN, JANUARY_NS + hours * HOUR_NS))
+    source.spans += (NodeSpan(*SPAN, JANUARY_NS + (10 * 365 * 24 + 2_000) * HOUR_NS),)
+    accounts = Accounts(source, Terms(), clock_ns=JANUARY_NS + hours * HOUR_NS)
+    assert latency_cost(accounts, fleet, "7d", ()).arrivals_per_hour <= 2

@@ -39,3 +39,16 @@ def test_small_numbers_have_their_digits_and_no_exponent():
     assert shown(row) == [{"cost": "0.000000000", "peak": "0.000000009"}]
     lines = told({"total": row["cost"], "rows": [row]}, as_csv=False)
     assert "total: 0.000000000\n" in lines and "0.000000009" in lines
+
+
+def test_the_rows_of_a_bill_are_its_lines_however_many_logs_it_follows_from():
+    """And costs by tenant are those of tenants, where there are more types than tenants."""
+
+    def names(answer: dict[str, object]) -> list[str]:
+        return [row["name"] for row in csv.DictReader(io.StringIO(told(answer, as_csv=True)))]
+
+    one, more = [{"name": "line"}], [{"name": "log"}] * 3
+    assert names({"line_items": one, "audit": more}) == ["line"]
+    assert names({"line_items": [], "audit": more}) == []
+    assert names({"by_tenant": one, "by_type": more}) == ["line"]
+    assert names({"by_tenant": more, "groups": one}) == ["line"]

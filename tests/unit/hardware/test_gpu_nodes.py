@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pwd
 from pathlib import Path
 
 import pytest
@@ -154,12 +155,17 @@ def test_workers_know_each_other_by_their_parent() -> None:
     assert WORKER_COMM == COMM
 
 
-def test_guests_are_roots_monitoring_and_neighbours_on_the_same_gpu(tmp_path: Path) -> None:
+def test_guests_are_the_hosts_own_daemons_and_neighbours_on_the_same_gpu(tmp_path: Path) -> None:
     nodes = by_number(target_of(gpu(0), instance(0)), host(tmp_path, {}))
     guests = Guests((), ("nv-hostengine",), ("/leased/aa",))
     assert is_guest(opener(uid=0, name="nv-hostengine"), nodes, guests)
     assert not is_guest(opener(uid=1000, name="nv-hostengine"), nodes, guests)
     assert not is_guest(opener(uid=0, name=WORKER_COMM), nodes, guests)
+    theirs = Guests((), ("nvidia-persiste@nobody", "nvidia-persiste@nvpd-of-nowhere"))
+    daemon = pwd.getpwnam("nobody").pw_uid
+    assert is_guest(opener(uid=daemon, name="nvidia-persiste"), nodes, theirs)
+    assert not is_guest(opener(uid=daemon + 1, name="nvidia-persiste"), nodes, theirs)
+    assert not is_guest(opener(uid=0, name="nvidia-persiste"), nodes, theirs)
     assert is_guest(opener(cgroup="/leased/aa"), nodes, guests)
     assert is_guest(opener(cgroup="/leased/aa/own"), nodes, guests)
     assert not is_guest(opener(cgroup="/leased/aab"), nodes, guests)

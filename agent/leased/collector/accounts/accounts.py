@@ -22,16 +22,19 @@ from leased.collector.accounts.answers import (
     Reach,
     Summary,
     UsageReport,
+    credit_item,
     line_item,
 )
-from leased.collector.accounts.corrections import corrections_of
+from leased.collector.accounts.corrections import corrections_of, settled_apart
 from leased.collector.accounts.cost_answers import chargeback_of, costs_of, interval_of
 from leased.collector.accounts.cost_shares import GroupBy, money
+from leased.collector.accounts.crediting import apart, given_of, on_bill
 from leased.collector.accounts.focus import focus_csv, focus_rows
 from leased.collector.accounts.focus_1_4 import VERSIONS, focus_1_4_rows
 from leased.collector.accounts.invoices import Invoices
 from leased.collector.accounts.once import Once
 from leased.collector.accounts.periods import Window
+from leased.collector.accounts.priced_cells import billed_cells, priced_sums
 from leased.collector.accounts.reaching import reach_now, reach_of
 from leased.collector.accounts.usage_rows import usage_rows
 from leased.collector.metering.sources import Held, Source
@@ -42,6 +45,7 @@ from leased.economics.billing import Bill, Month, make_bill
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS, NodeSpan
 from leased.economics.meter import UsageKey
+from leased.economics.rates import RateCard
 from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.identity import is_tenant, parse_tenant
 from leased.terms.lease import AccountingTag
@@ -49,6 +53,7 @@ from leased.terms.lease import AccountingTag
 TOP: Final = 10
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _Answer = TypeVar("_Answer")
+_Said = list[tuple[str, int]]
 
 
 class UnknownTenant(CallerError):
@@ -116,9 +121,8 @@ class Accounts:
 
     def watermark_ns(self) -> int:
         """The oldest last record of all nodes that are not retired: what ends before is settled.
-        Where nobody is waited for, all that is over is."""
-        waited = self.watermarks().values()
-        return min(waited) if waited else max(self.newest_ns(), self._clock_ns or 0)
+        Where nobody is waited for, all that is over is; what is not over never is."""
+        return min([*self.watermarks().values(), max(self.now_ns(), self._clock_ns or 0)])
 
     def reach(self, window: Window) -> Reach:
         """How far the records reach for an answer about `window`."""
@@ -221,7 +225,8 @@ class Accounts:
         which = _choice(Basis, basis, "basis")
         by = None if group_by is None else _choice(GroupBy, group_by, "group_by")
         cells = self.priced_sums(window, tags=by_tag)
-        return costs_of(cells, self.terms, window, self.reach(window), top, which, by)
+        terms = self.costed(window) if which is Basis.INFRASTRUCTURE else self.terms
+        return costs_of(cells, terms, window, self.reach(window), top, which, by)
 
     def bill(self, tenant: str, month: str) -> Bill:
         """The bill of a month: the one that was issued, or as it is by now."""
@@ -232,23 +237,34 @@ class Accounts:
         if not self.terms.owes(tenant, (0, 1 << 63)):
             tenant = self.known(tenant)
         period = self.month(month, tenant)
-        if not self.terms.owes(tenant, (period.from_ns, period.to_ns)):
+        if not self._is_owed(tenant, period):
             tenant = self.known(tenant)
         return self.draft(tenant, period)
 
+    def _is_owed(self, tenant: str, period: Month) -> bool:
+        """Whether who never had a lease owes a fee or a minimum, or is given some of it back."""
+        if self.terms.owes(tenant, (period.from_ns, period.to_ns)):
+            return True
+        issued = self._issued_beside(tenant, period.name) if self.terms.allow_negative else []
+        return bool(issued and on_bill(self.terms, tenant, period.name, issued).credits)
+
     def draft(self, tenant: str, period: Month) -> Bill:
         """The bill as it is by the records at hand, with what they say of issued ones."""
-        return self._compute(tenant, period, self.terms, self.corrections(tenant, period.name))
+        terms = on_bill(self.terms, tenant, period.name, self._issued_beside(tenant, period.name))
+        return self._compute(tenant, period, terms, self.corrections(tenant, period.name))
 
     def issue(self, month: str, tenants: Sequence[str] | None = None) -> list[Bill]:
         """Issue the bills of a month, of every tenant or of these: all, or none. Raises
         NotSettled."""
         assert self.invoices is not None, "there is a place for bills"
         made, ends = [], self.watermarks()
+        self.invoices.costs.check(self.terms)
         for tenant in self.billed(month) if tenants is None else tenants:
             made.append(self.invoices.settled(self.bill(tenant, month), ends))
         for bill in made:
             self.invoices.issue(bill, kept_hours.written(*self._hours(bill)))
+        if made:
+            self.invoices.costs.keep(self.terms, periods.month(month).to_ns)
         return made
 
     def billed(self, month: str) -> list[str]:
@@ -264,72 +280,49 @@ class Accounts:
             except NoData as error:  # where it was over before the first record
                 why = error
                 continue
-            if tenant in had or self.terms.owes(tenant, (period.from_ns, period.to_ns)):
+            if tenant in had or self._is_owed(tenant, period):
                 found.append(tenant)
         if why is not None and not found:
             raise why
         return found
-
-    def due(self, month: str) -> list[str]:
-        """Of whom a bill of a month is not issued yet that says something. Raises NoData."""
-        found = []
-        for tenant in self.billed(month):
-            period = self.month(month, tenant)
-            window = (period.from_ns, period.to_ns)
-            had = self.source.sums(window, tenant) or self.source.tasks(window, tenant)
-            credits = any((c.tenant, c.month) == (tenant, month) for c in self.terms.credits)
-            if had or credits or self.terms.owes(tenant, window):
-                found.append(tenant)
-        issued = self.invoices.issued if self.invoices else None
-        return [one for one in found if issued is None or issued(one, month) is None]
 
     def corrections(self, tenant: str, month: str) -> list[tuple[str, int]]:
         """What bills issued before `month` would be now, at their own prices, and were not
         corrected by yet; of those whose hours are all there."""
         if self.invoices is None:
             return []
-        bills, begin_ns = self.invoices.of_tenant(tenant), self.invoices.begin_ns()
-        earlier = [one for one in bills if one.period < month and int(one.from_ns) >= begin_ns]
         # A month that is billed late does not charge again what a later one has corrected.
-        others = [bill for bill in bills if bill.period != month]
-        return list(corrections_of(earlier, others, self.terms, self._again))
+        others, begin_ns = self._issued_beside(tenant, month), self.invoices.begin_ns()
+        earlier = [one for one in others if one.period < month and int(one.from_ns) >= begin_ns]
+        found = list(corrections_of(earlier, others, self.terms, self._again))
+        return [*found, *settled_apart(apart(others, self.terms), others)]
+
+    def _issued_beside(self, tenant: str, month: str) -> list[Bill]:
+        """The issued bills of all other months."""
+        bills = self.invoices.of_tenant(tenant) if self.invoices else []
+        return [bill for bill in bills if bill.period != month]
 
     def _again(self, bill: Bill) -> Bill:
         """An issued bill as it would be by now."""
         period = Month(bill.period, int(bill.from_ns), int(bill.to_ns))
         before = [(text, units(amount, bill.decimals)) for text, amount in bill.corrections]
-        return self._compute(bill.tenant, period, terms_of(bill.terms), before)
+        return self._compute(bill.tenant, period, terms_of(bill.terms), before, bill.version)
 
     def _compute(
-        self, tenant: str, period: Month, terms: Terms, corrections: list[tuple[str, int]]
+        self, tenant: str, period: Month, terms: Terms, said: _Said, version: int | None = None
     ) -> Bill:
         window = (period.from_ns, period.to_ns)
         return make_bill(
             tenant,
             period,
-            self._billed_cells(tenant, window, terms),
+            billed_cells(self.source, tenant, window, terms),
             self.source.tasks(window, tenant),
             terms,
             self.source.contributing(window, tenant),
             fleet_watermark_ns=self.watermark_ns(),
-            corrections=corrections,
+            corrections=said,
+            version=version,
         )
-
-    def _billed_cells(
-        self, tenant: str, window: tuple[int, int], terms: Terms
-    ) -> dict[UsageKey, int]:
-        """What a bill is made of: hour by hour where a plan has overage, else in as few cells as
-        there are prices in force. Either way the same bill."""
-        contracts = terms.contracts_of(tenant, window)
-        if any(contract.plan is not None for contract, _, _ in contracts):
-            return self.source.cells(window, tenant)
-        borders = [card.since_ns for card in terms.cards]
-        borders.extend(start_ns for _, start_ns, _ in contracts)
-        cuts = sorted({window[0], *(at for at in borders if window[0] < at < window[1])})
-        found: dict[UsageKey, int] = {}
-        for start_ns, end_ns in zip(cuts, [*cuts[1:], window[1]], strict=True):
-            found.update(self.source.sums((start_ns, end_ns), tenant))
-        return found
 
     def summary(self, tenant: str, month: str) -> Summary:
         """The bill of a month as the API tells it."""
@@ -349,6 +342,7 @@ class Accounts:
             list(bill.audit),
             bill.digest().hex(),
             self.reach(window),
+            [credit_item(one, bill.decimals) for one in given_of(bill)],
         )
 
     def focus_rows(self, tenant: str, month: str, version: str) -> list[dict[str, str]]:
@@ -377,16 +371,24 @@ class Accounts:
         period = self.month(month)
         window = Window(period.from_ns, period.to_ns)
         cells, reach = self.priced_sums(window, tags=True), self.reach(window)
-        return chargeback_of(cells, self.terms, period.name, window, reach, how)
+        return chargeback_of(cells, self.costed(window), period.name, window, reach, how)
+
+    def costed(self, window: Window) -> Terms:
+        """The terms, if they say of `window` what they said when its months were issued. Raises
+        ConfigError."""
+        if self.invoices is not None:
+            self.invoices.costs.check(self.terms, window.from_ns)
+        return self.terms
+
+    def infrastructure(self) -> RateCard:
+        """What capacity costs by now."""
+        return self.terms.costs_at(self.now_ns())
 
     def priced_sums(
         self, window: Window, *, tags: bool = False
     ) -> Iterator[tuple[UsageKey, int]]:
-        """What was held in `window`, in as few cells as there are versions of the card."""
-        borders = [card.since_ns for card in self.terms.cards]
-        cuts = [window.from_ns, *(at for at in borders if window.from_ns < at < window.to_ns)]
-        for start_ns, end_ns in zip(cuts, [*cuts[1:], window.to_ns], strict=True):
-            yield from self.source.sums((start_ns, end_ns), tags=tags).items()
+        """What was held in `window`, in as few cells as there are prices of it."""
+        return priced_sums(self.source, window, self.terms, tags=tags)
 
 
 def _choice(kind: type[_Choice], value: str, parameter: str) -> _Choice:

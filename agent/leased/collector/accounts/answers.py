@@ -18,6 +18,7 @@ from msgspec import UNSET, UnsetType
 
 from leased.economics.amounts import rounded
 from leased.economics.billing import BillLine
+from leased.economics.credits import Given
 from leased.economics.hourly import NodeSpan
 from leased.economics.statement import fixed
 
@@ -169,6 +170,21 @@ def line_item(line: BillLine) -> LineItem:
     )
 
 
+class CreditItem(msgspec.Struct, frozen=True):
+    """What a bill gives of a credit of `month`; what it cannot give is `left` for the next one."""
+
+    reason: str
+    month: str
+    amount: Decimal
+    left: Decimal
+
+
+def credit_item(one: Given, decimals: int) -> CreditItem:
+    """A credit of a bill as the API tells it."""
+    amount, left = (Decimal(fixed(units, decimals)) for units in (-one.amount, one.left))
+    return CreditItem(one.credit.reason, one.credit.month, amount, left)
+
+
 class Summary(msgspec.Struct, frozen=True):
     """A bill. `sha256` is that of the bytes that `leasectl verify --bill` recomputes."""
 
@@ -185,6 +201,7 @@ class Summary(msgspec.Struct, frozen=True):
     audit: list[NodeSpan]
     sha256: str
     reach: Reach
+    credit_items: list[CreditItem]
 
 
 class CenterCost(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ Does not read a clock: what it says is handed in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from leased.collector.accounts import periods
@@ -26,6 +26,13 @@ def ahead(nodes: Sequence[NodeSpan], clock_ns: int | None) -> list[NodeSpan]:
         return []
     found = [node for node in nodes if node.watermark_ns > clock_ns + AHEAD_NS]
     return found if 2 * len(found) <= len(nodes) else []
+
+
+def last_ns(watermarks: Collection[int], clock_ns: int) -> int:
+    """The latest instant of which records are believed, by a clock and the last record of each
+    log."""
+    found = [one for one in watermarks if one > clock_ns + AHEAD_NS]
+    return max(found) if 2 * len(found) > len(watermarks) else clock_ns + AHEAD_NS
 
 
 def notice(node: NodeSpan) -> str:

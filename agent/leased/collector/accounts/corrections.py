@@ -10,27 +10,28 @@ Does not compute bills (`billing`) and does not choose them (`accounts`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Final
 
 from leased.economics.amounts import rounded
 from leased.economics.billing import Bill
 from leased.economics.contracts import Terms
+from leased.economics.credits import ENDED
 from leased.economics.statement import fixed
 
 PREFIX: Final = "Correction of "
 
 
 def corrections_of(
-    bills: Iterable[Bill], others: Iterable[Bill], terms: Terms, again: Callable[[Bill], Bill]
+    bills: Iterable[Bill], others: Sequence[Bill], terms: Terms, again: Callable[[Bill], Bill]
 ) -> Iterator[tuple[str, int]]:
     """(description, 10**-decimals units of `terms`) of each of `bills` that comes out otherwise
     `again`, less what `others` that were issued say of it."""
     said = [one for bill in others for one in bill.corrections]
     for bill in bills:
         name = PREFIX + bill.period
-        off = Fraction(again(bill).total) - Fraction(bill.total)
+        off = _worth(again(bill)) - _worth(bill)
         off -= sum(Fraction(amount) for text, amount in said if text == name)
         if bill.currency == terms.currency:
             amount = rounded(off, terms.decimals)
@@ -38,9 +39,24 @@ def corrections_of(
                 yield name, amount
         elif off:
             money = f"{fixed(rounded(off, bill.decimals), bill.decimals)} {bill.currency}"
-            told = f"{name}: {money}, to be settled apart"
-            if told not in (text for text, _ in said):
-                yield told, 0
+            yield from settled_apart([(bill.period, money)], others)
+
+
+def settled_apart(
+    found: Iterable[tuple[str, str]], others: Iterable[Bill]
+) -> Iterator[tuple[str, int]]:
+    """(month, words) of money that is in no sum, as lines of nothing; what `others` have told is
+    not told again."""
+    said = [text for bill in others for text, _ in bill.corrections]
+    for month, words in found:
+        told = f"{PREFIX}{month}: {words}, to be settled apart"
+        if told not in said:
+            yield told, 0
+
+
+def _worth(bill: Bill) -> Fraction:
+    """What a bill charges. What it gave of credits was given, and is not given again."""
+    return Fraction(bill.total if bill.version == ENDED else bill.subtotal)
 
 
 def corrected(description: str) -> str:

@@ -57,7 +57,7 @@ def costs_of(
     """What everybody cost, by `basis`; the first `top` by name."""
     kept = list(cells)
     found = attribute(kept, terms, basis)
-    priced = terms.infrastructure if basis is Basis.INFRASTRUCTURE else terms
+    priced = terms.costs_in(window.pair) if basis is Basis.INFRASTRUCTURE else terms
     decimals = priced.decimals
     total, tenants_total, pools = _amounts(found, basis, decimals)
     tenants = ranked(TenantCost, found.by_tenant, top, tenants_total, decimals)
@@ -102,7 +102,8 @@ def chargeback_of(
 ) -> Chargeback:
     """What the infrastructure of a month cost, by cost centre."""
     found = attribute(cells, terms, Basis.INFRASTRUCTURE)
-    decimals = terms.infrastructure.decimals
+    costs = terms.costs_in(window.pair)
+    decimals = costs.decimals
     centers = spread_shared(found.by_center, how)
     total = rounded(found.total, decimals)
     return Chargeback(
@@ -112,7 +113,7 @@ def chargeback_of(
             CenterCost(name, money(part, decimals), share)
             for name, part, share in parts(in_order(centers), total, decimals)
         ],
-        terms.infrastructure.currency,
+        costs.currency,
         how.value,
         interval_of(window),
         reach,

@@ -21,9 +21,11 @@ from typing import Final
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.corrections import PREFIX
+from leased.collector.accounts.crediting import given_of
 from leased.economics.amounts import exact, split, units
 from leased.economics.billing import Bill, BillLine
 from leased.economics.contracts import Terms
+from leased.economics.credits import named
 from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
@@ -120,12 +122,17 @@ def focus_rows(bill: Bill, cells: Mapping[UsageKey, int], terms: Terms) -> Itera
             yield _priced(_whole_row(bill, line))
             if line.unit == FEE_UNIT:
                 yield _priced(_covered_row(bill, line))
-    for reason, amount in bill.credits:
+    for one in given_of(bill):
+        amount = fixed(-one.amount, bill.decimals)
+        late = one.credit.month != bill.period
+        if not one.amount:
+            continue
         yield _priced(
             _row(bill)
             | {
                 "ChargeCategory": "Credit",
-                "ChargeDescription": reason,
+                "ChargeClass": "Correction" if late else "",
+                "ChargeDescription": named(one.credit, bill.period),
                 "ChargeFrequency": "One-Time",
                 "BilledCost": amount,
                 "EffectiveCost": amount,

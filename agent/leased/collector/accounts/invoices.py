@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from leased.collector.accounts import kept_hours, periods
+from leased.collector.accounts.kept_costs import KeptCosts
 from leased.collector.archive.floor import Kept
 from leased.durable.files import DirectoryDisk, make_durably, write_whole
 from leased.economics.bill_text import parse_bill
@@ -42,10 +43,11 @@ class NotSettled(CallerError):
 
 class Invoices:
     """The issued bills below one state directory: `invoices/tenant=<tenant>/<month>.json`, their
-    hours beside them in `<month>.hours`."""
+    hours beside them in `<month>.hours`; and what capacity cost in their months (`kept_costs`)."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / INVOICES
+        self.costs = KeptCosts(self.directory)
         self._kept = Kept(directory)
 
     def begin_ns(self) -> int:

@@ -24,6 +24,7 @@ from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Interval, Reach
 from leased.collector.accounts.periods import Window
+from leased.collector.accounts.priced_cells import cut
 from leased.collector.metering.sources import NodeAmount
 from leased.economics.amounts import nearest, rounded
 from leased.economics.attribution import plain_cost
@@ -63,13 +64,16 @@ class NodeCosts(msgspec.Struct, frozen=True):
 def node_costs(accounts: Accounts, window: Window) -> NodeCosts:
     """Of `window`. Raises NoData."""
     accounts.now_ns()
-    amounts = accounts.source.node_amounts(window.pair)
-    card = accounts.terms.infrastructure
+    terms = accounts.costed(window)
+    card, amounts = terms.costs_in(window.pair), []
     sums: dict[str, list[Fraction]] = {}
-    for one in amounts:
-        mine = sums.setdefault(one.node_id, [Fraction(0)] * 6)
-        for at, amount in enumerate(_parts(one)):
-            mine[at] += plain_cost(card, one.kind, one.tier, amount)
+    for part in cut(window.pair, [version.since_ns for version in terms.costs]):
+        costs = terms.costs_at(part[0])
+        for one in accounts.source.node_amounts(part):
+            amounts.append(one)
+            mine = sums.setdefault(one.node_id, [Fraction(0)] * 6)
+            for at, amount in enumerate(_parts(one)):
+                mine[at] += plain_cost(costs, one.kind, one.tier, amount)
     ranked = sorted(sums.items(), key=lambda item: (-item[1][4], item[0]))
     scale = 10**card.decimals
     whole = [sum((parts[at] for parts in sums.values()), Fraction(0)) for at in range(6)]

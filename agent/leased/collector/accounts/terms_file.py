@@ -35,7 +35,7 @@ from leased.economics.contracts import (
     UsageRates,
     check_terms,
 )
-from leased.economics.rates import parse_price
+from leased.economics.rates import RateCard, parse_price
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.identity import parse_id, parse_tenant
 from leased.terms.reading import read_toml
@@ -96,6 +96,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     rates: dict[str, Any] = {}
     cards: list[dict[str, Any]] = []
     infrastructure: dict[str, Any] = {}
+    infrastructure_cards: list[dict[str, Any]] = []
     plans: dict[str, _Plan] = {}
     contracts: list[_Contract] = []
     credits: list[_Credit] = []
@@ -148,18 +149,15 @@ def parse_terms(document: Mapping[str, Any], file: str) -> Terms:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{file}: {error}") from error
     first = parse_card(read.rates, file)
-    cards = [CardVersion(0, first)]
-    for number, table in enumerate(read.cards):
-        at = f"cards[{number}]"
-        since_ns = _instant(table.get("since"), f"{file}: {at}.since")
-        rest = {key: value for key, value in table.items() if key != "since"}
-        cards.append(CardVersion(since_ns, parse_card(rest, file, at=at, base=cards[-1].card)))
-    infrastructure = parse_card(read.infrastructure, file, at="infrastructure", base=first)
+    costs = parse_card(read.infrastructure, file, at="infrastructure", base=first)
     try:
         return _checked(
             Terms(
-                cards=tuple(cards),
-                infrastructure=infrastructure,
+                cards=(CardVersion(0, first), *_later(read.cards, file, "cards", first)),
+                infrastructure=costs,
+                infrastructure_cards=_later(
+                    read.infrastructure_cards, file, "infrastructure_cards", costs
+                ),
                 plans=tuple(_plan(name, plan, file) for name, plan in read.plans.items()),
                 contracts=tuple(
                     _contract(one, f"{file}: contracts[{number}]")
@@ -182,6 +180,20 @@ def parse_terms(document: Mapping[str, Any], file: str) -> Terms:
         )
     except InvalidParameter as error:
         raise ConfigError(f"{file}: {error}") from error
+
+
+def _later(
+    tables: list[dict[str, Any]], file: str, name: str, base: RateCard
+) -> tuple[CardVersion, ...]:
+    """The later versions of a card, each as the one before it but for what it names."""
+    found: list[CardVersion] = []
+    for number, table in enumerate(tables):
+        at = f"{name}[{number}]"
+        since_ns = _instant(table.get("since"), f"{file}: {at}.since")
+        rest = {key: value for key, value in table.items() if key != "since"}
+        base = parse_card(rest, file, at=at, base=base)
+        found.append(CardVersion(since_ns, base))
+    return tuple(found)
 
 
 def _checked(terms: Terms, file: str) -> Terms:

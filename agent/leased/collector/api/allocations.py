@@ -35,7 +35,7 @@ _Shown = dict[str, Any]
 
 def seen_of(fleet: Fleet, ground: Policy, now_ns: int) -> AllocationsSeen:
     """As things are."""
-    standing, unmet = fleet.standing(), fleet.unmet(now_ns - WANTED_NS)
+    standing, unmet = fleet.standing(), fleet.unmet(now_ns - WANTED_NS, now_ns)
     totals, held, borrowed = standing.totals, standing.held_by, standing.borrowed_by
     wanted = {
         tenant: found

@@ -54,7 +54,7 @@ from leased.collector.planning.thresholds import Thresholds
 from leased.collector.telemetry.store import Store, recorded
 from leased.collector.telemetry.views import queue_depth, windows
 from leased.economics.billing import Bill
-from leased.terms.errors import InvalidParameter
+from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Allocation, Policy
 from leased.terms.resource import ResourceKind
@@ -303,6 +303,8 @@ def told(ask: Callable[[], Any]) -> Any:
         raise Problem(404, str(error)) from None
     except InvalidParameter as error:
         raise Problem(422, str(error), parameter=error.parameter) from None
+    except ConfigError as error:
+        raise Problem(503, f"Not by these terms: {error}") from None
 
 
 def reach_headers(reach: answers.Reach) -> dict[str, str]:

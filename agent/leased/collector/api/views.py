@@ -93,7 +93,8 @@ class Views:
                 shares[key] = _ratio(_of(limit, used), limit.raw)
         primary = PRIMARY if PRIMARY in shares else next(iter(shares), None)
         most = max(shares, key=lambda key: shares[key], default=None)
-        last_ns = max((view.throttled.get(tenant, 0) for view in fleet.nodes()), default=0)
+        until_ns = fleet.standing().until_ns(now_ns)
+        throttled = [view.throttled.get(tenant, 0) for view in fleet.nodes()]
         over = [
             since
             for view in fleet.nodes()
@@ -104,7 +105,7 @@ class Views:
             tenant=tenant,
             quotas=rows,
             quota_utilization=shares[primary] if primary is not None else Decimal(0),
-            throttled=now_ns - last_ns < THROTTLED_NS,
+            throttled=any(now_ns - THROTTLED_NS < at <= until_ns for at in throttled),
             max_utilization=shares[most] if most is not None else Decimal(0),
             dominant_resource=most,
             borrowed=quantities(_borrowed(fleet, tenant)),
@@ -180,7 +181,7 @@ class Views:
     def compliance_at(self, now_ns: int) -> ComplianceSeen:
         """The same, for whoever else wants to know."""
         from_ns = now_ns // HOUR_NS * HOUR_NS - (HOURS - 1) * HOUR_NS
-        tallies = self._fleet().standing().tallies(from_ns)
+        tallies = self._fleet().standing().tallies(from_ns, now_ns)
         whole = Tally()
         for tally in tallies.values():
             whole.add(tally)

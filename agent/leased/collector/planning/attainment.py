@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from leased.collector.planning.flow import DAYS_KEPT, class_of
+from leased.collector.planning.flow import DAYS_KEPT, class_of, forget_oldest
 from leased.terms.lease import Priority, RevocationReason
 
 HOUR_NS: Final = 3_600 * 10**9
@@ -66,8 +66,7 @@ class Attainment:
         hour = wall_ns // HOUR_NS
         if hour not in self._hours:
             self._hours[hour] = {}
-            for old in [one for one in self._hours if one <= hour - DAYS_KEPT * 24]:
-                del self._hours[old]
+            forget_oldest(self._hours, DAYS_KEPT * 24)
         ends = self._hours[hour].setdefault(priority, Ends())
         ends.ended += 1
         ends.taken += reason in TAKEN

@@ -142,7 +142,7 @@ def idle(accounts: Accounts) -> Idle:
     lately_ns: dict[str, int] = {}
     listed: list[IdleResource] = []
     ends = accounts.watermarks()
-    decimals = accounts.terms.infrastructure.decimals
+    decimals = accounts.infrastructure().decimals
     for stretch in accounts.source.quiet((0, now_ns)):
         node, length_ns = stretch.node_id, stretch.to_ns - stretch.from_ns
         if length_ns < HOUR_NS:
@@ -159,7 +159,7 @@ def idle(accounts: Accounts) -> Idle:
     return Idle(
         listed,
         to_decimals(waste, decimals),
-        accounts.terms.infrastructure.currency,
+        accounts.infrastructure().currency,
         accounts.reach(Window(window.from_ns, min(ends.values(), default=now_ns))),
     )
 
@@ -182,7 +182,7 @@ def node_prices(accounts: Accounts, held: Iterable[Held]) -> dict[str, Fraction]
         if one.pool is Pool.PROVISIONED:
             what = (one.node_id, one.kind, one.tier)
             amounts[what] = amounts.get(what, 0) + one.capacity
-    card = accounts.terms.infrastructure
+    card = accounts.infrastructure()
     hours = {what[1:]: list_price(card, *what[1:]) for what in amounts}
     prices: dict[str, Fraction] = {}
     for (node, kind, tier), capacity in amounts.items():
@@ -201,7 +201,7 @@ def infrastructure_cost(
     accounts: Accounts, kind: ResourceKind, tier: TierKind | None, amount: int
 ) -> Fraction:
     """What having so much capacity x ns cost, whoever held it."""
-    hour = list_price(accounts.terms.infrastructure, kind, tier)
+    hour = list_price(accounts.infrastructure(), kind, tier)
     return hour * Fraction(amount, UNIT[kind] * HOUR_NS)
 
 

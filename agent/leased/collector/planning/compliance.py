@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from leased.collector.planning.flow import forget_oldest
 from leased.terms.reply import RefusalReason
 
 HOUR_NS: Final = 3_600 * 10**9
@@ -79,11 +80,11 @@ class Compliance:
         tally.requests += 1
         tally.refused += reason in BY_QUOTA
 
-    def since(self, from_ns: int) -> dict[str, Tally]:
-        """By tenant, from the hour of an instant on."""
+    def between(self, from_ns: int, until_ns: int) -> dict[str, Tally]:
+        """By tenant, from the hour of an instant to that of another."""
         found: dict[str, Tally] = {}
         for hour, tenants in list(self._hours.items()):
-            if hour >= from_ns // HOUR_NS:
+            if from_ns // HOUR_NS <= hour <= until_ns // HOUR_NS:
                 for tenant, tally in list(tenants.items()):
                     found.setdefault(tenant, Tally()).add(tally)
         return found
@@ -92,8 +93,7 @@ class Compliance:
         hour = wall_ns // HOUR_NS
         if hour not in self._hours:
             self._hours[hour] = {}
-            for old in [one for one in self._hours if one < hour - HOURS]:
-                del self._hours[old]
+            forget_oldest(self._hours, HOURS + 1)
         return self._hours[hour].setdefault(tenant, Tally())
 
 

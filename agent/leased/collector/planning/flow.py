@@ -10,7 +10,7 @@ Does not know what follows from it (`latency_cost`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 DAY_NS: Final = 24 * 3_600 * 10**9
 DAYS_KEPT: Final = 35
@@ -66,18 +66,25 @@ class Flow:
         """A lease has ended."""
         self._day(wall_ns).end(max(0, length_ns))
 
-    def since(self, wall_ns: int) -> Day:
-        """Everything from the day of `wall_ns` on."""
-        return summed(day for number, day in list(self.days.items()) if number >= wall_ns // DAY_NS)
+    def between(self, from_ns: int, until_ns: int) -> Day:
+        """Everything from the day of an instant to that of another."""
+        days = range(from_ns // DAY_NS, until_ns // DAY_NS + 1)
+        return summed(day for number, day in list(self.days.items()) if number in days)
 
     def _day(self, wall_ns: int) -> Day:
         number = wall_ns // DAY_NS
         found = self.days.get(number)
         if found is None:
             found = self.days[number] = Day()
-            for old in [one for one in self.days if one <= number - DAYS_KEPT]:
-                del self.days[old]
+            forget_oldest(self.days, DAYS_KEPT)
         return found
+
+
+def forget_oldest(kept: dict[int, Any], most: int) -> None:
+    """Keep so many. By how many there are and not by their age: one record of a time to come makes
+    nothing old."""
+    for old in sorted(kept)[:-most]:
+        del kept[old]
 
 
 def day_start_ns(since_ns: int, now_ns: int) -> int:

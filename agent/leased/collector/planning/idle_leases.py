@@ -46,7 +46,7 @@ def idle(
     # Telemetry goes on after the last record: it is by its own newest window.
     heard = samples.heard()
     end_s = max(heard.values(), default=0) + WINDOW_S
-    decimals = accounts.terms.infrastructure.decimals
+    decimals = accounts.infrastructure().decimals
     listed: list[IdleResource] = []
     waste = Fraction(0)
     for stretch in _known(samples.idle(end_s - WEEK_S, end_s, LEAST_S)):

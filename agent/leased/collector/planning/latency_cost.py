@@ -22,6 +22,7 @@ import msgspec
 
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Reach, to_decimals
+from leased.collector.accounts.clocks import AHEAD_NS
 from leased.collector.accounts.periods import Window, duration
 from leased.collector.fleet import Fleet
 from leased.collector.planning import capacity, queueing
@@ -91,7 +92,7 @@ def latency_cost(
     if span_ns > DAYS_KEPT * DAY_NS:
         raise InvalidParameter("period", f"at most {DAYS_KEPT}d")
     begin_ns = day_start_ns(now_ns - span_ns, now_ns)
-    day = summed(view.flow.since(begin_ns) for view in fleet.known())
+    day = summed(view.flow.between(begin_ns, now_ns + AHEAD_NS) for view in fleet.known())
     if not views or not day.ended or not day.total_ns:
         return _nothing(accounts, len(views), period)
     span_ns = max(HOUR_NS, now_ns - max(begin_ns, begun_ns(accounts)))
@@ -115,7 +116,7 @@ def latency_cost(
         places,
         _throughput(accounts, window),
         period,
-        accounts.terms.infrastructure.currency,
+        accounts.infrastructure().currency,
         accounts.reach(window),
     )
 
@@ -123,7 +124,7 @@ def latency_cost(
 def _nothing(accounts: Accounts, workers: int, period: str) -> LatencyCost:
     return LatencyCost(
         *(None, [], MODEL, Decimal(0), 0, 0, Decimal(0), workers, 0, [], period),
-        accounts.terms.infrastructure.currency,
+        accounts.infrastructure().currency,
         accounts.reach(accounts.last(period)),
         "insufficient_history",
     )
@@ -148,7 +149,7 @@ def _marginal(
     if wanted is None:
         return MarginalCost(target_ms, None, None, False)
     more = max(0, -(-(wanted - servers) // places))
-    decimals = accounts.terms.infrastructure.decimals
+    decimals = accounts.infrastructure().decimals
     cost = to_decimals(price * more * MONTH_H, decimals)
     return MarginalCost(target_ms, cost, more, True)
 
@@ -182,7 +183,7 @@ def _throughput(accounts: Accounts, window: Window) -> list[Throughput]:
             decile = min(DECILES - 1, held.get(hour, 0) * DECILES // amount)
             hours.setdefault(decile, []).append(hour)
     return [
-        _decile(decile, found, tasks, cost, accounts.terms.infrastructure.decimals)
+        _decile(decile, found, tasks, cost, accounts.infrastructure().decimals)
         for decile, found in sorted(hours.items())
     ]
 

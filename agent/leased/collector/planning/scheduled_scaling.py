@@ -114,7 +114,7 @@ def scheduled_scaling(
     window = Window(min(max(window.from_ns, begin_ns), window.to_ns), window.to_ns)
     prices = capacity.node_prices(accounts, accounts.held())
     price = sum(prices.values(), Fraction(0)) / max(1, len(prices))
-    decimals = accounts.terms.infrastructure.decimals
+    decimals = accounts.infrastructure().decimals
     known = bool(config.schedules) and bool(prices) and window.from_ns < window.to_ns
     shares = [Share() for _ in config.schedules]
     if known:
@@ -140,7 +140,7 @@ def scheduled_scaling(
         len(prices),
         money(price),
         period,
-        accounts.terms.infrastructure.currency,
+        accounts.infrastructure().currency,
         accounts.reach(window),
         reason,
     )

@@ -113,7 +113,7 @@ def spot(
     window = accounts.last(period)
     prices = capacity.node_prices(accounts, accounts.held())
     now = sum(prices.values(), Fraction(0))
-    decimals = accounts.terms.infrastructure.decimals
+    decimals = accounts.infrastructure().decimals
     eligible = _eligible(accounts, window, config)
     wanted = Fraction(config.target_pm, 1000)
 
@@ -133,7 +133,7 @@ def spot(
         _break_even(config),
         len(prices),
         period,
-        accounts.terms.infrastructure.currency,
+        accounts.infrastructure().currency,
         accounts.reach(window),
         None if known else "insufficient_history",
     )

@@ -23,6 +23,7 @@ from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.clocks import notice
 from leased.collector.accounts.cost_shares import GroupBy
+from leased.collector.accounts.crediting import CreditLeft, left
 from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.focus_table import parquet_of
 from leased.collector.accounts.invoices import Invoices
@@ -59,11 +60,12 @@ class IssuedBill(msgspec.Struct, frozen=True):
 
 
 class Issued(msgspec.Struct, frozen=True):
-    """The bills of a month."""
+    """The bills of a month, and what no bill has given yet of credits for it and before."""
 
     month: str
     currency: str
     bills: list[IssuedBill]
+    credits_left: list[CreditLeft]
 
 
 def _idle(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
@@ -254,7 +256,8 @@ def _bill(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
 def _issue(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
     bills = accounts.issue(options.month, options.tenant)
     rows = [IssuedBill(b.tenant, b.invoice_id, Decimal(b.total), b.digest().hex()) for b in bills]
-    return Issued(options.month, accounts.terms.currency, rows)
+    rest = left(accounts.terms, Invoices(options.state), options.month, options.tenant)
+    return Issued(options.month, accounts.terms.currency, rows, rest)
 
 
 def _export(options: argparse.Namespace, console: Console) -> int:

@@ -40,6 +40,7 @@ from leased.hardware.gpu.mps import make_pipe, remove_empty
 from leased.hardware.gpu.reclaiming import Outcome, Reclaimer
 from leased.hardware.gpu.survey import LATER, PREFIX, Seen, describe, why_silent
 from leased.hardware.gpu.verdict import is_clean
+from leased.hardware.gpu.xids import Meaning, meaning_of
 from leased.hardware.gpu.xids import describe as describe_xid
 from leased.hardware.instant import now_ns
 from leased.hardware.remembered import Remembered
@@ -363,7 +364,9 @@ class GpuBackend:
         def tell(pci: str, xid: int) -> None:
             uuid = self._fleet.at(pci)
             why = describe_xid(xid) if xid else "the driver reported an error of the hardware"
-            if uuid:
+            if uuid and xid and meaning_of(xid) is Meaning.LOST:
+                self._fleet.lose(uuid, why)
+            elif uuid:
                 self._fleet.suspect(uuid, f"{why}; it is probed when it is free")
             noticed()
 

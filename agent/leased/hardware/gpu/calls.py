@@ -71,8 +71,9 @@ class Gauge(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Guests(msgspec.Struct, frozen=True, array_like=True):
-    """Who may have a GPU's nodes open although no lease of it is theirs: our own processes, root's
-    processes of these names, and whoever is in one of these leaves (other MIG devices' leases)."""
+    """Who may have a GPU's nodes open although no lease of it is theirs: our own processes, those
+    of these names (root's, or with "@" another user's), and whoever is in one of these leaves
+    (other MIG devices' leases)."""
 
     exempt: Exempt
     names: tuple[str, ...]

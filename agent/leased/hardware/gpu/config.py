@@ -20,11 +20,11 @@ class GpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `root` is where the driver's files and nodes are; anywhere but "/" they are a stand-in's, and
     the evidence says "emulated". `accept_missing` are questions that a GPU may leave unanswered
     and be offered all the same. `scrub_later` are priorities whose leases leave the overwriting
-    to the next grant to another tenant. `guests` are names of root's processes that may have
-    any GPU open. `mig_layout` are places ("1g.10gb@4") at which instances are made for each
-    lease, on every GPU with MIG on; empty: what operators made is leased. `close_free`: no
-    context can be made on a GPU that nobody leases. `listen`: hear of the driver's errors as
-    they happen, which keeps the GPUs attached.
+    to the next grant to another tenant. `guests` are names of root's processes (of another user's,
+    with "@" and the user) that may have any GPU open. `mig_layout` are places ("1g.10gb@4") at
+    which instances are made for each lease, on every GPU with MIG on; empty: what operators made
+    is leased. `close_free`: no context can be made on a GPU that nobody leases. `listen`: hear of
+    the driver's errors as they happen, which keeps the GPUs attached.
     """
 
     offer: bool = True
@@ -33,6 +33,8 @@ class GpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scrub_later: tuple[Priority, ...] = ()
     guests: tuple[str, ...] = (
         "nvidia-persiste",
+        "nvidia-persiste@nvidia-persistenced",
+        "nvidia-persiste@nvpd",
         "nv-fabricmanage",
         "nv-hostengine",
         "dcgm-exporter",

@@ -52,6 +52,9 @@ def _describe(one: Listed, driver: str, root: Path) -> Gpu:
     mode = ask(lambda: nvml.mig_mode_of(handle)) or (False, False)
     slices = (ask(lambda: nvml.mig_devices_max(handle)) or 0) if mode[0] else 0
     condition = condition_of(handle, unanswered.append)
+    if mode[0]:
+        # It says so only as long as there is no MIG device; what is offered is offered without.
+        unanswered.append(Question.REPAIRS)
     compute_mode = ask(lambda: nvml.compute_mode_of(handle), Question.COMPUTE_MODE)
     memory_node = ask(lambda: nvml.numa_node_of(handle))
     near = read_int(root / "sys/bus/pci/devices" / one.pci / "numa_node")

@@ -44,6 +44,7 @@ class Fleet:
         self._targets: dict[str, Target] = {}
         self._hung: dict[str, None] = {}
         self._suspects: dict[str, str] = {}
+        self._lost: set[str] = set()
         self._placed: set[str] = set()
         self.seen = Seen()
 
@@ -93,9 +94,15 @@ class Fleet:
         """Grant nothing of it until somebody vouches for it."""
         self._suspects[uuid] = why
 
+    def lose(self, uuid: str, why: str) -> None:
+        """The driver told of its end: whatever fails of it from here on is because it is gone."""
+        self.suspect(uuid, why)
+        self._lost.add(uuid)
+
     def trust(self, uuid: str) -> None:
         """It was probed, or proven clean: what was suspected is over."""
         self._suspects.pop(uuid, None)
+        self._lost.discard(uuid)
 
     @property
     def suspects(self) -> tuple[str, ...]:
@@ -228,6 +235,8 @@ class Fleet:
                 continue
             gpus[known.uuid] = known
             findings[known.uuid] = judge_fault(fault.errno, fault.fault)
+            if known.uuid in self._lost and fault.errno != errno.ETIMEDOUT:
+                findings[known.uuid] = Finding(Health.GONE, self._suspects[known.uuid])
         for uuid, gpu in fresh.items():
             finding = judge_gpu(gpu)
             if finding == WELL and uuid in self._suspects:

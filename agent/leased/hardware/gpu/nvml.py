@@ -65,6 +65,17 @@ def call(verb: str, function: Callable[..., T], *arguments: Any) -> T:
         raise DeviceError(f"nvml_{verb}", number, str(error)) from error
 
 
+def call_if_known(verb: str, function: Callable[..., T], *arguments: Any) -> T:
+    """A question that older drivers do not know: of a handle that answers all others an "invalid
+    argument" says no more than "not supported". Raises DeviceError."""
+    try:
+        return call(verb, function, *arguments)
+    except DeviceError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise DeviceError(error.verb, errno.ENOTSUP, error.detail) from error
+
+
 def unless_unsupported(question: Callable[[], T], missing: Callable[[], object]) -> T | None:
     """The answer; None, and `missing` told, where the driver has none. Raises DeviceError when it
     fails otherwise."""
@@ -142,7 +153,7 @@ def minor_of(handle: Handle) -> int:
 
 def numa_node_of(handle: Handle) -> int:
     """The NUMA node that its memory is (coherent GPUs only)."""
-    return int(call("numa_node", pynvml.nvmlDeviceGetNumaNodeId, handle))
+    return int(call_if_known("numa_node", pynvml.nvmlDeviceGetNumaNodeId, handle))
 
 
 # ---- state -------------------------------------------------------------------------------------
@@ -190,11 +201,14 @@ def is_persistent(handle: Handle) -> bool:
 
 def recovery_action_of(handle: Handle) -> int:
     """What the driver wants done to the GPU; 0 is nothing."""
-    (field,) = call("recovery_action", pynvml.nvmlDeviceGetFieldValues, handle, [_RECOVERY_ACTION])
-    if field.nvmlReturn != pynvml.NVML_SUCCESS:
-        number = ERRNO.get(field.nvmlReturn, errno.EIO)
-        raise DeviceError("nvml_recovery_action", number, f"field 230: {field.nvmlReturn}")
-    return int(field.value.uiVal)
+
+    def ask() -> int:
+        (field,) = pynvml.nvmlDeviceGetFieldValues(handle, [_RECOVERY_ACTION])
+        if field.nvmlReturn != pynvml.NVML_SUCCESS:
+            raise pynvml.NVMLError(field.nvmlReturn)
+        return int(field.value.uiVal)
+
+    return call_if_known("recovery_action", ask)
 
 
 def remapped_rows_of(handle: Handle) -> tuple[bool, bool]:
@@ -232,7 +246,7 @@ def fabric_of(handle: Handle) -> str:
     """How far it has joined an NVLink fabric; "" where there is none."""
     told = pynvml.c_nvmlGpuFabricInfo_v2_t()
     told.version = pynvml.nvmlGpuFabricInfo_v2
-    call("fabric", pynvml.nvmlDeviceGetGpuFabricInfoV, handle, ctypes.byref(told))
+    call_if_known("fabric", pynvml.nvmlDeviceGetGpuFabricInfoV, handle, ctypes.byref(told))
     state, status = int(told.state), int(told.status)
     if state == pynvml.NVML_GPU_FABRIC_STATE_COMPLETED and status != pynvml.NVML_SUCCESS:
         return f"{FABRIC_FAILED} (NVML error {status})"

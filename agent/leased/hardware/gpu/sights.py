@@ -11,6 +11,7 @@ Does not judge a look (`verdict`).
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 import msgspec
@@ -76,13 +77,24 @@ def scan(nodes: Nodes, target: Target, guests: Guests, scan_budget_ns: int) -> t
 
 
 def is_guest(one: Opener, nodes: Nodes, guests: Guests) -> bool:
-    """Whether the process may have the node: root's monitoring by name, and of the GPU's own node
-    whoever leases another MIG device of it."""
-    if one.uid == 0 and one.name in guests.names:
+    """Whether the process may have the node: the host's own daemons by name and user, and of the
+    GPU's own node whoever leases another MIG device of it."""
+    if any(_is_daemon(one, *named.partition("@")[::2]) for named in guests.names):
         return True
     if one.node in nodes.capabilities:
         return False
     return any(one.cgroup == leaf or one.cgroup.startswith(f"{leaf}/") for leaf in guests.leaves)
+
+
+def _is_daemon(one: Opener, name: str, user: str) -> bool:
+    """Whether it is called so and runs as that user, root if none is said. Anybody can take the
+    name."""
+    if one.name != name:
+        return False
+    try:
+        return one.uid == (pwd.getpwnam(user).pw_uid if user else 0)
+    except KeyError:
+        return False
 
 
 def is_worker(one: Opener, parent: int) -> bool:

@@ -43,7 +43,7 @@ _MIB: Final = 1 << 20
 
 _LIMITS: Final = {
     Question.RECOVERY: "the driver does not say whether the GPU wants to be reset",
-    Question.REPAIRS: "the GPU keeps no record of memory defects",
+    Question.REPAIRS: "the driver does not say whether defects of the memory wait for a reset",
     Question.RESERVED: "the driver does not tell its own memory from that of processes",
     Question.COMPUTE_MODE: "the driver cannot close the GPU while it is free",
 }

@@ -25,7 +25,8 @@ from leased.terms.identity import LeaseId
 
 class Hold(msgspec.Struct, gc=False):
     """What the agent holds of an armed lease: enough to arm it again. `slot` is its place on the
-    board, as long as the connection stands that told it."""
+    board, as long as the connection stands that told it; `asked` the latest generation that went
+    out in a packet, answered or not."""
 
     generation: int
     deadline_ns: int
@@ -34,11 +35,18 @@ class Hold(msgspec.Struct, gc=False):
     pidfd: int | None
     objects: tuple[Revocable, ...] = ()
     slot: int | None = None
+    asked: int = 0
 
     @property
     def passed(self) -> tuple[int, ...]:
         """The descriptors that an ARM brings along."""
         return self.fds if self.pidfd is None else (self.pidfd, *self.fds)
+
+    def overtook(self, generation: int, deadline_ns: int) -> bool:
+        """Whether a later move of ours was made or is on its way. One that says otherwise than what
+        has its generation is wrong."""
+        wrong = generation == self.generation and deadline_ns != self.deadline_ns
+        return not wrong and generation < max(self.generation, self.asked)
 
     def arm_entry(self, lease_id: LeaseId) -> bytes:
         """What an ARM says of it. Raises InvalidParameter."""
@@ -51,6 +59,16 @@ class Hold(msgspec.Struct, gc=False):
             memfds=len(self.fds),
             objects=self.objects,
         )
+
+
+def note_asked(
+    moves: Sequence[tuple[LeaseId, int, int]], held_by: Mapping[LeaseId, Hold]
+) -> None:
+    """These moves go out in a packet."""
+    for lease_id, generation, _ in moves:
+        held = held_by.get(lease_id)
+        if held is not None:
+            held.asked = max(held.asked, generation)
 
 
 class Board:
@@ -80,6 +98,8 @@ class Board:
             held = held_by.get(lease_id)
             if held is None or held.slot is None or deadline_ns < held.deadline_ns:
                 return None
+            if held.asked > held.generation:
+                return None  # the deadline that we know may be over, and the lease not
             status = verbs.renew_on_board(
                 self._mapped,
                 held.slot,

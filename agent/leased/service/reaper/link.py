@@ -25,7 +25,7 @@ import trio
 from leased.hardware.descriptors import close_all
 from leased.ports import Arming
 from leased.service.reaper import protocol
-from leased.service.reaper.board import Board, Hold
+from leased.service.reaper.board import Board, Hold, note_asked
 from leased.service.reaper.exchange import ARMS_PER_PACKET, Exchange, Page
 from leased.service.reaper.tickets import Chunk, Repeat, Ticket, as_error
 from leased.terms.errors import DeviceError, InvalidParameter
@@ -115,6 +115,7 @@ class ReaperLink:
         nothing is known."""
         ticket = self._ticket(len(moves), self._answer_s)
         most = protocol.ENTRIES_MAX[protocol.RENEW]
+        note_asked(moves, self._held)
         for at in range(0, len(moves), most):
             part = moves[at : at + most]
             body = protocol.encode_renewals(part)
@@ -133,6 +134,7 @@ class ReaperLink:
     def renew_ahead(self, moves: Sequence[tuple[LeaseId, int, int]]) -> None:
         """Let the reaper know as soon as can be; `renew_many`, for the same moves, tells what it
         says. For a few moves."""
+        note_asked(moves, self._held)
         ticket = self._ticket(len(moves), self._answer_s)
         body = protocol.encode_renewals(moves)
         self._exchange.put_now(Chunk(protocol.RENEW, body, len(moves), ticket))
@@ -142,10 +144,10 @@ class ReaperLink:
         outcomes: list[bool] = []
         for (lease_id, generation, deadline_ns), answer in zip(moves, ticket.answers, strict=True):
             held = held_of(lease_id)
-            # A later renewal of ours came first, on the board: the lease has that, and no cut.
-            overtaken = held is not None and held.generation > generation
+            # A later move of ours came first, on the board or ahead: the lease has that, no cut.
+            overtaken = held is not None and held.overtook(generation, deadline_ns)
             if answer == 0 or (overtaken and answer == -errno.ESTALE):
-                if held is not None and not overtaken:
+                if answer == 0 and held is not None and generation > held.generation:
                     held.generation = generation
                     held.deadline_ns = deadline_ns
                 outcomes.append(True)
@@ -346,6 +348,7 @@ class ReaperLink:
         if before is not None:
             if before.generation > held.generation:
                 held.generation, held.deadline_ns = before.generation, before.deadline_ns
+            held.asked = before.asked
             held.cgroup = held.cgroup or before.cgroup
             held.fds = tuple(dict.fromkeys((*before.fds, *held.fds)))
             held.pidfd = held.pidfd if held.pidfd is not None else before.pidfd
