@@ -77,9 +77,6 @@ async def status(options: argparse.Namespace, console: Console, session: Session
     told = await session.ask(parameters.Status(), replies.StatusReply)
     full = told.log_why or ""
     ready = told.reaper_connected and not told.draining and not full
-    if options.json:
-        console.document({"status": render.plain(told)})
-        return 0 if ready else EX_UNAVAILABLE
     counts = render.plain(told.leases)
     held = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"
     pairs = [
@@ -95,7 +92,7 @@ async def status(options: argparse.Namespace, console: Console, session: Session
         ("connections", str(told.connections)),
         ("leases", held),
     ]
-    console.say(*render.fields(pairs))
+    console.answer(options.json, {"status": render.plain(told)}, *render.fields(pairs))
     return 0 if ready else EX_UNAVAILABLE
 
 

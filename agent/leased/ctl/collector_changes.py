@@ -110,14 +110,13 @@ def _within(family: str, add: Add) -> Add:
 def quota_list(options: argparse.Namespace, console: Console, link: Link) -> int:
     """Every tenant."""
     told = link.rows(QUOTAS, "quotas", LIST_MAX)
-    if options.json:
-        console.document(told)
-        return 0
     rows = [
         (one["tenant"], one["policy"]["mode"], _limits(one["quotas"]), str(one["revision"]))
         for one in told["quotas"]
     ]
-    console.say(*render.table(("TENANT", "MODE", "LIMITS", "REVISION"), rows))
+    console.answer(
+        options.json, told, *render.table(("TENANT", "MODE", "LIMITS", "REVISION"), rows)
+    )
     return 0
 
 
@@ -169,9 +168,6 @@ def _changed(options: argparse.Namespace, console: Console, told: dict[str, Any]
 def schedules(options: argparse.Namespace, console: Console, link: Link) -> int:
     """Every schedule."""
     told = link.rows(f"{QUOTAS}/scheduled", "scheduled", LIST_MAX)
-    if options.json:
-        console.document(told)
-        return 0
     rows = [
         (
             *(one["id"], one["tenant"], one["schedule"], one["timezone"], one["duration"]),
@@ -180,7 +176,7 @@ def schedules(options: argparse.Namespace, console: Console, link: Link) -> int:
         for one in told["scheduled"]
     ]
     names = ("ID", "TENANT", "CRON", "ZONE", "FOR", "LIMITS", "OPEN UNTIL", "NEXT")
-    console.say(*render.table(names, rows))
+    console.answer(options.json, told, *render.table(names, rows))
     return 0
 
 
@@ -211,9 +207,6 @@ def changes(options: argparse.Namespace, console: Console, link: Link) -> int:
     """Sealed changes, the newest first."""
     where = "/v1/governance/changes"
     told = link.rows(where, "changes", max(1, options.limit), tenant=options.tenant)
-    if options.json:
-        console.document(told)
-        return 0
     rows = [
         (
             *(str(one["sequence"]), one["at"], one["action"], one["tenant"] or "-"),
@@ -221,7 +214,9 @@ def changes(options: argparse.Namespace, console: Console, link: Link) -> int:
         )
         for one in told["changes"]
     ]
-    console.say(*render.table(("NUMBER", "AT", "WHAT", "TENANT", "BY", "WHY"), rows))
+    console.answer(
+        options.json, told, *render.table(("NUMBER", "AT", "WHAT", "TENANT", "BY", "WHY"), rows)
+    )
     return 0
 
 

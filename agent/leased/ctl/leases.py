@@ -35,7 +35,7 @@ def register(verbs: Verbs) -> None:
     one = verb(verbs, "ls", "list your leases and waiting requests", "leasectl ls --closed")
     one.add_argument("--closed", action="store_true", help="also those that ended recently")
     one.set_defaults(act=online(ls))
-    one = verb(verbs, "show", "show one lease", "leasectl show 7fa3", json=True)
+    one = verb(verbs, "show", "show one lease", "leasectl show 7fa3")
     _add_lease(one)
     one.set_defaults(act=online(show))
     one = verb(
@@ -43,7 +43,6 @@ def register(verbs: Verbs) -> None:
         "wait",
         "wait until a lease has come so far",
         "leasectl wait 7fa3 --until closed --timeout-after 5m",
-        json=True,
     )
     _add_lease(one)
     one.add_argument("--until", choices=("active", "ended", "closed"), help="default: ended")
@@ -54,21 +53,16 @@ def register(verbs: Verbs) -> None:
     )
     _add_lease(one, "a lease or a waiting request, or the beginning of its id")
     one.set_defaults(act=online(why))
-    one = verb(
-        verbs,
-        "plan",
-        "what a request would get now, changing nothing",
-        "leasectl plan --mem 4GiB --cpu 2",
-        json=True,
-    )
+    what = "what a request would get now, changing nothing"
+    one = verb(verbs, "plan", what, "leasectl plan --mem 4GiB --cpu 2")
     add_request(one)
     add_rank(one)
     one.set_defaults(act=online(plan))
-    one = verb(verbs, "renew", "move a deadline", "leasectl renew 7fa3 --ttl 5min", json=True)
+    one = verb(verbs, "renew", "move a deadline", "leasectl renew 7fa3 --ttl 5min")
     _add_lease(one)
     one.add_argument("--ttl", metavar="TIME", help="from now (default: as last asked)")
     one.set_defaults(act=online(renew))
-    one = verb(verbs, "release", "give leases back now", "leasectl release 7fa3", json=True)
+    one = verb(verbs, "release", "give leases back now", "leasectl release 7fa3")
     one.add_argument("lease", nargs="+", help="ids or their beginnings")
     one.add_argument("--wait", action="store_true", help="until it is proven clean, or fenced")
     one.set_defaults(act=online(release))
@@ -77,7 +71,6 @@ def register(verbs: Verbs) -> None:
         "extend",
         "once told to leave, ask for more time to save your work",
         "leasectl extend 7fa3 --for 2min",
-        json=True,
     )
     _add_lease(one)
     one.add_argument(

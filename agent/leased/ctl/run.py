@@ -188,7 +188,7 @@ async def _alloc_for(options: argparse.Namespace, console: Console, session: Ses
 async def _acquire(
     options: argparse.Namespace, console: Console, session: Session, *, bind: str = "cgroup"
 ) -> tuple[replies.AcquireReply, list[int]]:
-    """Acquire what `options` say, telling of the queue meanwhile."""
+    """Acquire what `options` say, telling of the wait meanwhile."""
     asked, notes = request(options)
     await name_requeued(session, asked)
     for note in notes:
@@ -199,8 +199,7 @@ async def _acquire(
     refused: LeasedError | None = None
     granted: tuple[replies.AcquireReply, list[int]] | None = None
     async with trio.open_nursery() as nursery:
-        if acquire.wait_ns:
-            nursery.start_soon(_tell_of_queue, session, acquire, console)
+        nursery.start_soon(_tell_of_wait, session, acquire, console)
         try:
             granted = await acquisition.request(session, acquire, patience_s)
         except LeasedError as error:
@@ -213,7 +212,8 @@ async def _acquire(
     return granted
 
 
-async def _tell_of_queue(session: Session, acquire: parameters.Acquire, console: Console) -> None:
+async def _tell_of_wait(session: Session, acquire: parameters.Acquire, console: Console) -> None:
+    """In the queue, or while what was granted is made ready."""
     began_ns = console.boot_ns()
     looking = session.another()
     assert acquire.command_id is not None
@@ -226,8 +226,9 @@ async def _tell_of_queue(session: Session, acquire: parameters.Acquire, console:
             except LeasedError:
                 console.progress(f"waiting for {waited}")
                 continue
+            place = "" if told.position is None else f": place {told.position}"
             reason = f", {told.refusal.reason}" if told.refusal is not None else ""
-            console.progress(f"waiting for {waited}: place {told.position or '?'}{reason}")
+            console.progress(f"waiting for {waited}{place}{reason}")
     finally:
         looking.close()
 

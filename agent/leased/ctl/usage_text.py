@@ -47,9 +47,13 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """A wrong verb is not answered by all thirty, but by the one that may be meant."""
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            if value == "help":
+                self.print_help()
+                self.exit()
             meant = _meant(value, action.choices)
-            asked = f"; is it {meant}?" if meant else ""
-            raise argparse.ArgumentError(action, f'no verb "{value}"{asked} See {self.prog} --help')
+            asked = f"is it {meant}? " if meant else ""
+            why = f'no verb "{value}"; {asked}see {self.prog} --help'
+            raise argparse.ArgumentError(action, why)
         super()._check_value(action, value)
 
 

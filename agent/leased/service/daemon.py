@@ -67,11 +67,16 @@ def main(argv: list[str] | None = None) -> int:
         )
     except LeasedError as error:
         # A log that cannot be used is of the highest class, also where it is found at the start.
-        level = 2 if isinstance(error, StateError | ChainError) else 3
-        print(f"<{level}>leased: {error}", file=sys.stderr)
+        _tell(2 if isinstance(error, StateError | ChainError) else 3, str(error))
         return error.exit_status
     except BaseExceptionGroup as group:
         return _explain(group)
+
+
+def _tell(level: int, text: str) -> None:
+    """With the level, for a journal; a person at a terminal is spared it."""
+    mark = "" if sys.stderr.isatty() else f"<{level}>"
+    print(f"{mark}leased: {text}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -120,10 +125,7 @@ def _explain(group: BaseExceptionGroup[BaseException]) -> int:
         error = error.exceptions[0]
     # A refusal has said what to do; anything else broke off in the middle.
     refused = isinstance(error, StateError | ChainError)
-    print(
-        f"<2>leased: {error}{'' if refused else '; the log decides at the next start'}",
-        file=sys.stderr,
-    )
+    _tell(2, f"{error}{'' if refused else '; the log decides at the next start'}")
     return error.exit_status if isinstance(error, LeasedError) else EX_SOFTWARE
 
 

@@ -10,7 +10,6 @@ import errno
 import msgspec
 import pytest
 import trio
-import trio.testing
 
 from leased.service.reclaimer import LATE_ASKED_MAX
 from leased.terms.command import ObserveHealth, Release, Revoke, Unfence
@@ -24,6 +23,8 @@ from leased.terms.teardown import CutReport, TeardownStep
 from tests.doubles.desk import ACME, OPERATOR
 from tests.doubles.devices import Fault, replace_capacity, small_inventory
 from tests.doubles.serving import Agent, Host, descriptors
+
+pytestmark = pytest.mark.autojump
 
 PAGE = 4096
 PAGES = 1024
@@ -44,7 +45,7 @@ async def release(agent: Agent, lease: Lease) -> None:
     assert isinstance(reply, Changed)
 
 
-async def test_the_whole_story_of_a_lease(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_whole_story_of_a_lease() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease(3)
         await release(agent, lease)
@@ -60,9 +61,7 @@ async def test_the_whole_story_of_a_lease(autojump_clock: trio.testing.MockClock
     assert all(len(event.evidence) == 32 and any(event.evidence) for event in steps)
 
 
-async def test_capacity_is_not_there_before_the_proof(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_capacity_is_not_there_before_the_proof() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease(PAGES)
         gate = host.devices.gates["prove"]
@@ -76,7 +75,7 @@ async def test_capacity_is_not_there_before_the_proof(
         assert isinstance(await agent.ask(host.acquire(PAGES)), Granted)
 
 
-async def test_quiet_is_when_nothing_is_torn_down(autojump_clock: trio.testing.MockClock) -> None:
+async def test_quiet_is_when_nothing_is_torn_down() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease(3)
         await agent.reclaimer.quiet()
@@ -92,7 +91,7 @@ async def test_quiet_is_when_nothing_is_torn_down(autojump_clock: trio.testing.M
         await agent.until(lease.lease_id, LeaseState.RECLAIMED)
 
 
-async def test_only_a_release_spares_the_holder(autojump_clock: trio.testing.MockClock) -> None:
+async def test_only_a_release_spares_the_holder() -> None:
     async with Host().standing() as host, host.agent() as agent:
         host.reaper.gates["disarm"].shut()
         given_back, taken, expired = [await agent.lease(ttl_s=20) for _ in range(3)]
@@ -141,9 +140,7 @@ def spoil(host: Host, lease: Lease, failure: str) -> None:
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-async def test_a_step_that_fails_fences_the_lease_and_nothing_else(
-    failure: str, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_step_that_fails_fences_the_lease_and_nothing_else(failure: str) -> None:
     async with Host().standing() as host, host.agent() as agent:
         bad, good = await agent.lease(5), await agent.lease(7)
         spoil(host, bad, failure)
@@ -169,9 +166,7 @@ async def test_a_step_that_fails_fences_the_lease_and_nothing_else(
             assert bad.lease_id in host.peers.forgotten
 
 
-async def test_a_teardown_that_is_asked_for_twice_does_not_reach_who_comes_after(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_teardown_that_is_asked_for_twice_does_not_reach_who_comes_after() -> None:
     """An operator lifts a fence twice, before anybody has seen the end of access. Of two teardowns
     side by side the second took the devices from the lease that was granted after the first."""
     async with Host().standing() as host, host.agent() as agent:
@@ -193,9 +188,7 @@ async def test_a_teardown_that_is_asked_for_twice_does_not_reach_who_comes_after
     assert scrubs == [(lease.lease_id,)]
 
 
-async def test_what_an_operator_has_given_back_is_not_taken_from_who_has_it_now(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_what_an_operator_has_given_back_is_not_taken_from_who_has_it_now() -> None:
     """Its hardware was back, and its teardown tried again; the operator did not wait for that."""
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease(5)
@@ -218,9 +211,7 @@ async def test_what_an_operator_has_given_back_is_not_taken_from_who_has_it_now(
     assert [verb for verb, leases in host.devices.calls[before:] if lease.lease_id in leases] == []
 
 
-async def test_what_is_asked_again_while_it_fails_is_tried_again(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_what_is_asked_again_while_it_fails_is_tried_again() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease(5)
         spoil(host, lease, "the reaper does not answer")
@@ -240,9 +231,7 @@ async def test_what_is_asked_again_while_it_fails_is_tried_again(
     assert scrubs == [(lease.lease_id,)] * 2
 
 
-async def test_a_proof_that_misses_a_part_fences_that_part(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_proof_that_misses_a_part_fences_that_part() -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease(8)
         missing = replace_capacity(lease.subject.allotments[0], 3 * PAGE)
@@ -253,9 +242,7 @@ async def test_a_proof_that_misses_a_part_fences_that_part(
         assert agent.free == (PAGES - 3) * PAGE
 
 
-async def test_what_is_missing_of_a_budget_is_asked_for_until_it_is_back(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_what_is_missing_of_a_budget_is_asked_for_until_it_is_back() -> None:
     [pool] = small_inventory(PAGES).resources
     budget = msgspec.structs.replace(pool, resource_id="mem:budget:node0:4096")
     async with Host(inventory=Inventory((pool, budget))).standing() as host, host.agent() as agent:
@@ -287,9 +274,7 @@ async def test_what_is_missing_of_a_budget_is_asked_for_until_it_is_back(
 
 
 @pytest.mark.parametrize("verb", ["scrub", "prove"])
-async def test_a_worker_that_hangs_fences_its_lease_and_stalls_no_other(
-    verb: str, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_worker_that_hangs_fences_its_lease_and_stalls_no_other(verb: str) -> None:
     async with Host().standing() as host, host.agent() as agent:
         hung, other, third = [await agent.lease(5) for _ in range(3)]
         host.devices.hangs[verb, hung.lease_id] = 20.0
@@ -305,9 +290,7 @@ async def test_a_worker_that_hangs_fences_its_lease_and_stalls_no_other(
         assert (fenced.lease_id, fenced.errno) == (hung.lease_id, errno.ETIMEDOUT)
 
 
-async def test_a_grant_that_is_still_prepared_does_not_hold_up_who_ends_with_it(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_grant_that_is_still_prepared_does_not_hold_up_who_ends_with_it() -> None:
     async with Host().standing() as host, host.agent() as agent:
         ends_ns = 10 * NS_PER_S
         other = await agent.lease(5, ttl_s=10)
@@ -322,9 +305,7 @@ async def test_a_grant_that_is_still_prepared_does_not_hold_up_who_ends_with_it(
         assert isinstance(await hung.reply(), Refusal)
 
 
-async def test_a_holder_that_takes_long_to_die_does_not_hold_up_who_ends_with_it(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_holder_that_takes_long_to_die_does_not_hold_up_who_ends_with_it() -> None:
     async with Host().standing() as host, host.agent() as agent:
         slow, other = await agent.lease(1), await agent.lease(1)
         host.reaper.cut_takes_ns[slow.lease_id] = 4 * NS_PER_S
@@ -338,9 +319,7 @@ async def test_a_holder_that_takes_long_to_die_does_not_hold_up_who_ends_with_it
         assert host.clock.now().boot_ns - began_ns >= 4 * NS_PER_S
 
 
-async def test_the_teardown_does_not_wait_for_the_log(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_the_teardown_does_not_wait_for_the_log() -> None:
     """A report is left on the channel, and the next step begins."""
     async with Host().standing() as host, host.agent() as agent:
         lease = await agent.lease(3)
@@ -364,7 +343,7 @@ async def test_the_teardown_does_not_wait_for_the_log(
 # ---- descriptors ---------------------------------------------------------------------------------
 
 
-async def test_no_descriptor_is_left_over(autojump_clock: trio.testing.MockClock) -> None:
+async def test_no_descriptor_is_left_over() -> None:
     async with Host().standing() as host, host.agent() as agent:
         await release(agent, await agent.lease(1))
         await trio.sleep(5)
@@ -420,9 +399,7 @@ def cut_steps(agent: Agent, lease: Lease) -> list[TeardownStep]:
     return [step.step for step in msgspec.msgpack.decode(report, type=CutReport).steps]
 
 
-async def test_peers_are_ended_in_order_before_the_cut(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_peers_are_ended_in_order_before_the_cut() -> None:
     async with Host(inventory=remote_inventory()).standing() as host, host.agent() as agent:
         given_back, taken = await remote_lease(agent), await remote_lease(agent)
         await release(agent, given_back)
@@ -433,18 +410,14 @@ async def test_peers_are_ended_in_order_before_the_cut(
         assert sorted(host.peers.withdrawn) == sorted([given_back.lease_id, taken.lease_id])
 
 
-async def test_nobody_asks_an_owner_whom_the_deadline_has_killed(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_nobody_asks_an_owner_whom_the_deadline_has_killed() -> None:
     async with Host(inventory=remote_inventory()).standing() as host, host.agent() as agent:
         lease = await remote_lease(agent, ttl_s=5)
         await agent.until(lease.lease_id, LeaseState.RECLAIMED)
         assert not host.peers.withdrawn
 
 
-async def test_a_slow_withdrawal_delays_nobody_else(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_slow_withdrawal_delays_nobody_else() -> None:
     async with Host(inventory=remote_inventory()).standing() as host, host.agent() as agent:
         remote, plain = await remote_lease(agent), await agent.lease()
         host.peers.takes_s = 30

@@ -109,6 +109,17 @@ def test_a_wrong_verb_is_answered_by_the_one_that_may_be_meant(
     assert meant in told and "--help" in told and "choose from" not in told
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"), [("help", "exit status:"), ("policy help", "put the configured policy")]
+)
+def test_help_is_what_people_type_first(
+    words: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser(words.split()).parse_args(words.split())
+    assert not ended.value.code and shown in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("meant", FAMILIAR.values())
 def test_what_other_programs_call_a_verb_leads_to_verbs_that_there_are(meant: str) -> None:
     for verb in re.split(", | or ", meant):

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
+import subprocess
+import sys
 from operator import attrgetter
 from pathlib import Path
 
@@ -27,6 +31,17 @@ def refused(text: str) -> str:
     with pytest.raises(ConfigError) as caught:
         config_file.parse(text, "leased.toml")
     return str(caught.value)
+
+
+def test_what_is_wrong_is_told_with_its_level_but_to_a_person(tmp_path: Path) -> None:
+    """systemd reads the level from what is no terminal."""
+    words = [sys.executable, "-m", "leased.service.daemon", "--check", "--config", "/none.toml"]
+    ours, theirs = pty.openpty()
+    with open(tmp_path / "log", "wb") as log:
+        assert [subprocess.call(words, stderr=where) for where in (log, theirs)] == [78, 78]
+    assert (tmp_path / "log").read_bytes().startswith(b"<3>leased: /none.toml")
+    assert os.read(ours, 4096).startswith(b"leased: /none.toml")
+    os.close(ours), os.close(theirs)
 
 
 def test_the_shipped_file_is_the_built_in_defaults() -> None:
