@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,22 +18,26 @@ import pytest
 
 from leased.hardware.adoption.servers import (
     CONNECTIONS,
+    PATIENCE,
     Killed,
     Loosen,
     _uids_of_the_stuck,
     is_kept_by,
     loosen,
 )
+from leased.service.reclaimer import LOOKS_MAX
 from tests.doubles.host import not_proven
 from tests.doubles.host_agent import NOBODY, REPOSITORY, HostAgent, exited, mem
+from tests.doubles.reaper_host import cgroup_root
 
 pytestmark = pytest.mark.root
 
 CUT_S_MAX = 3
 OTHER = NOBODY - 1
 SERVED = """
-import ctypes, json, mmap, os, struct, sys
-uid, mounts = map(int, sys.argv[1:3])
+import ctypes, json, mmap, os, select, struct, sys
+uid, mounts, opens = int(sys.argv[1]), int(sys.argv[2]), "opens" in sys.argv
+servers = int(sys.argv[-1]) if opens else 1
 libc = ctypes.CDLL(None)
 os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
 libc.prctl(4, 1, 0, 0, 0)
@@ -40,28 +45,54 @@ assert libc.unshare(0x10020000) == 0
 mapped = "0 %d 1" % uid
 for name, said in ("setgroups", "deny"), ("uid_map", mapped), ("gid_map", mapped):
     open("/proc/self/" + name, "w").write(said)
-fuse = os.open("/dev/fuse", os.O_RDWR)
-options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % fuse
-assert libc.mount(b"own", b"/mnt", b"fuse", 0, options) == 0
+assert libc.mount(b"none", b"/mnt", b"tmpfs", 0, b"") == 0
+served = {}
+for number in range(servers):
+    at, fuse = "/mnt/%d" % number, os.open("/dev/fuse", os.O_RDWR)
+    os.mkdir(at)
+    options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % fuse
+    assert libc.mount(b"own", at.encode(), b"fuse", 0, options) == 0
+    served[fuse] = at
 if os.fork() == 0:
+    poll = select.poll()
+    for fuse in served:
+        poll.register(fuse, select.POLLIN)
     while True:
+        [(fuse, mask), *_] = poll.poll()
+        if mask & ~select.POLLIN:
+            poll.unregister(fuse)
+            continue
         length, asked, unique = struct.unpack_from("<IIQ", os.read(fuse, 1 << 17))
         if asked == 26:
             body = struct.pack("<IIIIHHIIHH28x", 7, 31, 0, 0, 0, 0, 4096, 1, 1, 0)
             os.write(fuse, struct.pack("<IiQ", 16 + len(body), 0, unique) + body)
+        elif asked == 1 and opens:
+            attributes = struct.pack("<Q52xII20x", 2, 0o100666, 1)
+            body = struct.pack("<4Q2I", 2, 0, 60, 60, 0, 0) + attributes
+            os.write(fuse, struct.pack("<IiQ", 16 + len(body), 0, unique) + body)
+        elif asked == 14:
+            os.write(fuse, struct.pack("<IiQQ8x", 32, 0, unique, 1))
         elif asked == 1:
             print("he waits", flush=True)
-os.close(fuse)
+for fuse in served:
+    os.close(fuse)
 if mounts:
     assert libc.mount(b"none", b"/srv", b"tmpfs", 0, b"") == 0
     at = "/srv" + 15 * ("/" + 250 * "m")
     os.makedirs(at)
     for _ in range(mounts):
         assert libc.mount(b"none", at.encode(), b"tmpfs", 0, b"") == 0
+
+def wait(said=""):
+    print(said, flush=True)
+    if opens:
+        files = [os.open(at + "/file", os.O_RDWR) for at in reversed(served.values())]
+        print("he waits", flush=True)
+        __import__("signal").pause()
+    os.stat("/mnt/0/file")
 """
 KILLED = f"""{SERVED}
-print(flush=True)
-os.stat("/mnt/file")
+wait()
 """
 HOLDER = f"""{SERVED}
 from tests.doubles.wire_peer import Peer
@@ -76,8 +107,7 @@ if outside == 0:
         view[0] = 1
 if bind == "cgroup":
     peer.call("Lease.Join", lease_id=lease["lease_id"])
-print(json.dumps(dict(lease_id=lease["lease_id"], outside=outside)), flush=True)
-os.stat("/mnt/file")
+wait(json.dumps(dict(lease_id=lease["lease_id"], outside=outside)))
 """
 
 
@@ -123,10 +153,11 @@ def held(program: str, *words: object) -> Iterator[tuple[subprocess.Popen[str], 
 
 
 @pytest.mark.parametrize("bind", ["process", "cgroup"])
+@pytest.mark.parametrize("how", [(), ("opens", 2)], ids=["waits", "ends"])
 def test_who_serves_what_he_waits_for_ends_with_his_lease(
-    shared_agent: HostAgent, bind: str
+    shared_agent: HostAgent, bind: str, how: tuple[object, ...]
 ) -> None:
-    with held(HOLDER, NOBODY, 0, shared_agent.socket, bind, 1) as (holder, said):
+    with held(HOLDER, NOBODY, 0, shared_agent.socket, bind, 1, *how) as (holder, said):
         facts = json.loads(said)
         outside = os.pidfd_open(facts["outside"])
         try:
@@ -145,7 +176,7 @@ def test_many_who_do_not_die_end_together(shared_agent: HostAgent) -> None:
     with many as (_, first), held(HOLDER, OTHER, 0, shared_agent.socket, "process", 1) as (_, said):
         shared_agent.call("Admin.Drain", admin=True, resource_id="", grace_ns=0)
         for lease_id in (json.loads(told)["lease_id"] for told in (first, said)):
-            ended = shared_agent.wait_for(lease_id, timeout_s=CUT_S_MAX)["runtime"]
+            ended = shared_agent.wait_for(lease_id)["runtime"]
             assert ended["state"] == "reclaimed", ended
         shared_agent.call("Admin.Resume", admin=True, resource_id="")
 
@@ -163,3 +194,26 @@ def test_a_tenant_with_many_mounts_takes_its_own_share_of_the_look() -> None:
         found = next(filter(None, ([one for one in look if one.at == 1] for look in looks)))
         assert [(one.uid, one.tid) for one in found] == [(OTHER, other.pid)]
         assert other.wait(CUT_S_MAX) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("servers", [1, 3 * PATIENCE])
+def test_who_is_kept_at_his_end_by_files_that_are_not_closed_is_let_go(servers: int) -> None:
+    """The kernel asks the server when the last descriptor goes, in the middle of the end: nothing
+    is pending any more then, and the thread sleeps as any other. Behind it the next one waits."""
+    root = cgroup_root()
+    assert root is not None
+    leaf = root / f"leased-test-{secrets.token_hex(4)}"
+    leaf.mkdir()
+    try:
+        with held(KILLED, NOBODY, 0, "opens", servers) as (holder, _):
+            (leaf / "cgroup.procs").write_text(str(holder.pid), "ascii")
+            (leaf / "cgroup.kill").write_text("1", "ascii")
+            asked = Loosen(str(root), ((Killed(0, leaf.name, 0),),))
+            pidfd, looks = os.pidfd_open(holder.pid), 0
+            while not exited(pidfd, 0.05) and looks < LOOKS_MAX:
+                loosen(asked, ())
+                looks += 1
+            os.close(pidfd)
+            assert holder.wait(CUT_S_MAX) == -signal.SIGKILL
+    finally:
+        leaf.rmdir()

@@ -96,6 +96,10 @@ _UNANSWERED: Final = {
 }
 """What it means that no worker did what it was asked, by errno."""
 
+_KEPT: Final = (
+    "you keep as many block devices of leases that are over open as anybody may: end who has them"
+    " open (`lsof /dev/dm-*`), or have it close them"
+)
 _BOUNDS: Final = ("duration", "burst_ended", "backfill_ended")
 """Reasons of a renewal whose limit and usage are such instants, too; of a request they are not."""
 
@@ -138,6 +142,8 @@ def _advice(refusal: objects.Refusal) -> tuple[int, str]:
     status, step = ADVICE.get(refusal.reason, (EX_TEMPFAIL, ""))
     if refusal.what == "worker_answer":
         return status, _UNANSWERED.get(refusal.usage, step)
+    if (refusal.what, refusal.usage) == ("block_ready", errno.EUSERS):
+        return EX_TEMPFAIL, _KEPT
     return status, step
 
 

@@ -43,8 +43,9 @@ TOGETHER_S = 0.25
 """How long leases that fall together are waited for together: a cut takes a few milliseconds."""
 
 STUCK_AFTER_S = 1
-"""Who does not die for so long is looked at: somebody may keep him. The reaper has ended tracers by
-then."""
+LOOKS_MAX = 4
+"""Who does not die for so long is looked at, and again: somebody may keep him. The reaper has ended
+tracers by then, and gives up after five seconds."""
 
 LATE_AFTER_S = 5
 LATE_ASKED_MAX = 6
@@ -269,10 +270,11 @@ class Reclaimer:
 
     async def _revoke(self, leases: Sequence[Lease], spare: frozenset[LeaseId]) -> Outcomes:
         lease_ids = [lease.lease_id for lease in leases]
-        with trio.move_on_after(STUCK_AFTER_S):
-            return await self._reaper.revoke_many(lease_ids, spare=spare)
-        for lease in leases:
-            self._stuck.put((lease, False))
+        for _ in range(LOOKS_MAX):
+            with trio.move_on_after(STUCK_AFTER_S):
+                return await self._reaper.revoke_many(lease_ids, spare=spare)
+            for lease in leases:
+                self._stuck.put((lease, False))
         return await self._reaper.revoke_many(lease_ids, spare=spare)
 
     def _tell_cut(

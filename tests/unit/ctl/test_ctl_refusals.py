@@ -51,6 +51,14 @@ def test_a_granule_is_named() -> None:
     )
 
 
+def test_who_keeps_what_is_over_is_told_to_close_it() -> None:
+    refusal = Refusal("device_failed", "block_ready", 0, errno.EUSERS, 1)
+    said = refusal_text(refusal, CONSOLE)
+    assert said.startswith("device_failed: block_ready: asked 1, Too many users (errno 87); ")
+    assert "of leases that are over open" in said and "close them" in said
+    assert refusal_status(refusal) == 75, "it may be tried again then"
+
+
 def test_counted_things_are_not_given_units() -> None:
     refusal = Refusal("tenant_leases", "leases", 8, 8, 1)
     assert "leases: asked 1, 8 of 8 in use" in refusal_text(refusal, CONSOLE)

@@ -5,8 +5,8 @@ A process that waits for such a server does not die until it is answered, or the
 aborted; and any user may serve one to processes of its own, mounted where nobody else sees it. So
 whoever does would say when its lease ends.
 
-Rule: a connection is aborted only if a killed thread sleeps uninterruptibly and somebody waits for
-the connection, which belongs to the thread's uid, or is mounted where the thread sees it and the
+Rule: a connection is aborted only if a killed thread sleeps on and somebody waits for the
+connection, which belongs to the thread's uid, or is mounted where the thread sees it and the
 host does not. What root serves is the host's, as a drive is, and what the host sees of another user
 is that user's: a tenant that keeps itself waiting must not have it ended. One look serves all who
 do not die. How long it takes is bounded, and divided among their tenants: one of them may mount a
@@ -22,7 +22,7 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 import msgspec
@@ -36,9 +36,15 @@ BUDGET_NS = 1_000_000_000
 TOLD_MAX = 16
 """Connections of one tenant that are named: it may have any number."""
 
+PATIENCE = 8
+"""One server after the other that does not answer: whoever has more of them has them for that, and
+all that are his are aborted, also those that nobody waits for yet."""
+
+_AGAIN_S = 0.005
 _MOUNTS_BYTES_MAX = 16 << 20
 _CHUNK_BYTES = 64 << 10
 _SIGKILL = 1 << 8
+_PF_EXITING = 0x4
 _MOUNTED = re.compile(rb"^\d+ \d+ 0:(\d+) .* - fuse", re.MULTILINE)
 
 
@@ -92,17 +98,30 @@ def loosen(asked: Loosen, fds: Sequence[int], budget_ns: int = BUDGET_NS) -> Loo
     for before, tenant in enumerate(asked.tenants):
         now_ns = time.monotonic_ns()
         until_ns = now_ns + max(0, end_ns - now_ns) // (len(asked.tenants) - before)
-        aborted = list(_let_go(asked.root, tenant, hosts, until_ns))
+        aborted = list(_let_go_on(asked.root, tenant, hosts, until_ns))
         told += aborted[:TOLD_MAX]
         untold += len(aborted[TOLD_MAX:])
     return Loosened(tuple(told), untold)
 
 
-def _let_go(
-    root: str, tenant: Iterable[Killed], hosts: Collection[int], end_ns: int
+def _let_go_on(
+    root: str, tenant: Sequence[Killed], hosts: Collection[int], end_ns: int
 ) -> Iterator[Aborted]:
-    """Of one tenant. What is mounted where its stuck threads are is looked at first, for half of
-    the time; then whatever else has their uids."""
+    """Of one tenant, as long as that helps: who is let go of by one server may have a file of the
+    next, which is closed when it ends."""
+    for turn in count():
+        aborted = tuple(_let_go(root, tenant, hosts, end_ns, patient=turn < PATIENCE))
+        yield from aborted
+        if not aborted:
+            return
+        time.sleep(_AGAIN_S)
+
+
+def _let_go(
+    root: str, tenant: Iterable[Killed], hosts: Collection[int], end_ns: int, *, patient: bool
+) -> Iterator[Aborted]:
+    """What is mounted where the stuck threads are is looked at first, for half of the time; then
+    whatever else has their uids."""
     now_ns = time.monotonic_ns()
     stuck = tuple(_find_stuck(root, tenant, end_ns))
     if not stuck:
@@ -122,7 +141,7 @@ def _let_go(
         if uid is not None and is_kept_by(number, uid, uids, seen_by.keys()):
             by_uid = next((one for one in stuck if uid in one.uids), stuck[0])
             waits = seen_by.get(number, by_uid)
-            if _is_waited_for(number) and _abort(number):
+            if (not patient or _is_waited_for(number)) and _abort(number):
                 yield Aborted(number, uid, waits.tid, waits.at)
 
 
@@ -154,13 +173,22 @@ def _threads(root: str, killed: Killed) -> Iterator[int]:
 
 
 def _uids_of_the_stuck(tid: int) -> frozenset[int]:
-    """The uids of a thread that was killed and sleeps on; none of any other."""
+    """The uids of a thread that was killed and sleeps on, before its end or within it, where
+    nothing is pending any more; none of any other."""
     lines = read_or_empty(f"/proc/{tid}/status").decode("utf-8", "replace").splitlines()
     said = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     pending = [int(said[name][0], 16) for name in ("SigPnd", "ShdPnd") if said.get(name)]
-    if said.get("State", [""])[0] != "D" or not any(mask & _SIGKILL for mask in pending):
+    state = said.get("State", [""])[0]
+    stays = state == "D" and any(mask & _SIGKILL for mask in pending)
+    if not stays and (state not in ("D", "S") or not _is_exiting(tid)):
         return frozenset()
     return frozenset(map(int, said.get("Uid", ())))
+
+
+def _is_exiting(tid: int) -> bool:
+    """What it has open is closed then, for which a server may be asked."""
+    fields = read_or_empty(f"/proc/{tid}/stat").rpartition(b")")[2].split()
+    return len(fields) > 6 and int(fields[6]) & _PF_EXITING != 0
 
 
 def _mounted(tid: str, known: set[str], end_ns: int) -> Iterator[int]:

@@ -77,7 +77,7 @@ def refuse_hoarder(uid: int, ours: Iterable[Mapping], root: Path = Path("/")) ->
             node = os.stat(root / f"dev/dm-{one.number[1]}") if one.target == "error" else None
             kept += node is not None and node.st_uid == uid
     if kept >= KEPT_MAX:
-        detail = f"uid {uid} keeps {kept} mappings of leases that are over open: close them first"
+        detail = f"uid {uid} keeps {kept} mappings of leases that are over open: close some first"
         raise DeviceError(NOT_BEGUN, errno.EUSERS, detail)
 
 
