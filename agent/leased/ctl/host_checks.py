@@ -204,6 +204,13 @@ def nvidia(root: Path) -> Iterator[Finding]:
             "not loaded",
             "CUDA needs it: nvidia-modprobe -u -c=0 loads it",
         )
+    elif not (root / "dev/nvidia-uvm").exists():
+        yield Finding(
+            Grade.WARN,
+            "nvidia-uvm",
+            "loaded, and /dev/nvidia-uvm is not there",
+            "CUDA needs it, and inside a lease nobody can make it: nvidia-modprobe -u -c=0 does",
+        )
     yield Finding(
         Grade.NOTE,
         "GPU reset, MIG mode",

@@ -125,6 +125,12 @@ def test_nvidia_majors(tmp_path: Path) -> None:
     assert found["NVIDIA majors"].text == "nvidia 195, nvidiactl 195"
     assert found["nvidia-uvm"].grade is Grade.WARN
     assert "stop leased" in found["GPU reset, MIG mode"].advice
+    loaded = host(tmp_path, proc__devices="Character devices:\n195 nvidia\n508 nvidia-uvm\n")
+    found = {finding.topic: finding for finding in host_checks.nvidia(loaded)}
+    assert "/dev/nvidia-uvm is not there" in found["nvidia-uvm"].text
+    (loaded / "dev").mkdir(exist_ok=True)
+    (loaded / "dev/nvidia-uvm").touch()
+    assert "nvidia-uvm" not in {finding.topic for finding in host_checks.nvidia(loaded)}
 
 
 @pytest.mark.parametrize(

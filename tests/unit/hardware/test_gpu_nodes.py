@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import pwd
+import stat
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,12 @@ from leased.hardware.gpu.detaching import nodes_of_driver
 from leased.hardware.gpu.facts import target_of
 from leased.hardware.gpu.nodes import (
     Majors,
+    Nodes,
     by_number,
     driver_majors,
     drm_nodes,
     find_nodes,
+    make_capabilities,
     parse_capabilities,
     parse_majors,
 )
@@ -135,6 +139,27 @@ def test_stand_ins_are_what_stat_says_they_are(tmp_path: Path) -> None:
     (tmp_path / "dev/nvidia3").write_text("a file")
     with pytest.raises(DeviceError, match="no character device"):
         find_nodes(target_of(gpu(0)), tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not proven: nodes of capabilities (not root)")
+def test_a_capability_that_nobody_has_wanted_yet_is_made(tmp_path: Path) -> None:
+    """By another driver's number there, it is made anew; of ours, it stays as it is."""
+    folder = tmp_path / "nvidia-caps"
+    nodes = Nodes((195, 0), (), ((1, 3), (1, 5)), ())
+    make_capabilities(nodes, folder)
+    made = {path.name: path.stat() for path in folder.iterdir()}
+    assert {name: one.st_rdev for name, one in made.items()} == {
+        "nvidia-cap3": os.makedev(1, 3),
+        "nvidia-cap5": os.makedev(1, 5),
+    }
+    assert {stat.S_IMODE(one.st_mode) for one in made.values()} == {0o444}
+    (folder / "nvidia-cap5").unlink()
+    os.mknod(folder / "nvidia-cap5", stat.S_IFCHR, os.makedev(1, 7))
+    make_capabilities(nodes, folder)
+    assert (folder / "nvidia-cap5").stat().st_rdev == os.makedev(1, 5)
+    assert (folder / "nvidia-cap3").stat().st_ino == made["nvidia-cap3"].st_ino
+    with pytest.raises(DeviceError, match="nvidia-cap3 is not there and cannot be made"):
+        make_capabilities(nodes, tmp_path / "nowhere/nvidia-caps")
 
 
 def test_display_nodes_of_the_same_gpu_are_looked_for_too(tmp_path: Path) -> None:

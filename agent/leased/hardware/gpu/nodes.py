@@ -7,14 +7,15 @@ each load, MIG capabilities at each change of the layout. A lease opens the GPU'
 that all GPUs share (the driver authorises each client there), and of a MIG device its two access
 capabilities; never the tools', the display's or the configuration's nodes.
 
-Does not open anything. Where `root` is not "/", nodes are stand-ins below it, and their numbers are
-what stat says.
+Does not open anything, and makes no node but those of capabilities, as the driver's tools do. Where
+`root` is not "/", nodes are stand-ins below it, and their numbers are what stat says.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import msgspec
@@ -28,6 +29,9 @@ from leased.terms.errors import DeviceError
 _FRONT = ("nvidia", "nvidia-frontend")
 _CONTROL_MINOR = 255
 _UVM_MINOR = 0
+_CAPABILITY_MODE = 0o444
+"""As the driver wants its access capabilities; who may open one says the lease's filter."""
+
 READ_WRITE = ACCESS_READ | ACCESS_WRITE
 
 
@@ -134,6 +138,26 @@ def by_path(target: Target, root: Path) -> Nodes:
     shared = _stand_in(root / "dev/nvidiactl"), _stand_in(root / "dev/nvidia-uvm")
     own = _stand_in(root / f"dev/nvidia{target.minor}")
     return Nodes(own, shared, capabilities, target.other_nodes)
+
+
+def make_capabilities(nodes: Nodes, folder: Path) -> None:
+    """Have the nodes of a MIG device's capabilities in `folder`. The driver registers numbers
+    alone; its tools make a node for whoever wants it first, and inside a lease nobody can. Raises
+    DeviceError."""
+    for node in nodes.capabilities:
+        path = folder / f"nvidia-cap{node[1]}"
+        try:
+            if path.is_char_device() and char_device(os.fspath(path)) == node:
+                continue
+            folder.mkdir(mode=0o755, exist_ok=True)
+            path.unlink(missing_ok=True)  # of a driver that had other numbers
+            os.mknod(path, stat.S_IFCHR, os.makedev(*node))
+            path.chmod(_CAPABILITY_MODE)
+        except FileExistsError:
+            continue  # one of its tools was faster
+        except OSError as error:
+            detail = f"{path} is not there and cannot be made: {error.strerror}"
+            raise DeviceError("gpu_node", error.errno or errno.EIO, detail) from error
 
 
 def drm_nodes(pci: str, root: Path = Path("/")) -> tuple[Node, ...]:

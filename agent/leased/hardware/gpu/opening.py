@@ -18,7 +18,7 @@ from pathlib import Path
 from leased.hardware.gpu import nvml
 from leased.hardware.gpu.calls import Guard, Guarded, Readied, Ready, Sight
 from leased.hardware.gpu.facts import ComputeMode
-from leased.hardware.gpu.nodes import find_nodes
+from leased.hardware.gpu.nodes import find_nodes, make_capabilities
 from leased.hardware.gpu.sights import as_now, handle_of, look, parent_of
 from leased.hardware.occupants import read_or_empty
 from leased.hardware.openers import Opener
@@ -41,8 +41,11 @@ def ready(call: Ready, fds: list[int]) -> Readied:
             raise DeviceError("gpu_ready", errno.EBUSY, why)
     if call.sets_mode:
         set_mode(parent_of(call.target), ComputeMode.DEFAULT)
-    rules = find_nodes(as_now(call.target), Path(call.root)).rules()
-    return Readied(tuple(rules), sight.usage)
+    root = Path(call.root)
+    nodes = find_nodes(as_now(call.target), root)
+    if root == Path("/"):
+        make_capabilities(nodes, root / "dev/nvidia-caps")
+    return Readied(nodes.rules(), sight.usage)
 
 
 def _look(handle: nvml.Handle, call: Ready) -> Sight:
