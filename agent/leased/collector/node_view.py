@@ -132,10 +132,17 @@ class NodeView:
 
     def left_ns(self, lease: LiveLease, now_wall_ns: int) -> int:
         """How long a lease has, by the node's clocks as they last were."""
-        if self.moment is None:
-            return 0
-        boot_ns = now_wall_ns - self.moment.wall_ns + self.moment.boot_ns
-        return max(0, lease.deadline_ns - boot_ns)
+        return max(0, lease.deadline_ns - self._boot_ns(now_wall_ns)) if self.moment else 0
+
+    def age_ns(self, lease: LiveLease, now_wall_ns: int) -> int:
+        """How long a lease was there, by the same."""
+        return max(0, self._boot_ns(now_wall_ns) - lease.granted_ns) if self.moment else 0
+
+    def _boot_ns(self, now_wall_ns: int) -> int:
+        # No earlier than its last record was, whose label may be of a time to come.
+        assert self.moment is not None, "it has a record"
+        since_ns = max(0, now_wall_ns - self.moment.wall_ns)
+        return self.moment.boot_ns + since_ns
 
     def apply(self, sequence: int, event: Event | Unknown, moment: Moment) -> None:
         """Take one record in."""

@@ -130,7 +130,7 @@ class Office:
         return Fraction(round(amount * 10**self.digits), 10**self.digits)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=35, deadline=None)
 @given(st.integers(0, 1 << 32), st.integers(0, 25))
 def test_all_issued_bills_together_are_what_is_owed(seed: int, steps: int) -> None:
     with TemporaryDirectory() as directory:

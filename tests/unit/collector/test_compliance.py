@@ -171,3 +171,22 @@ def test_the_day_before_a_step_into_a_time_to_come_is_still_told() -> None:
     fleet.logs["1"] = node(1, now_ns)
     views = Views(lambda: fleet, lambda tenant, now_ns: {}, lambda: ["acme"], Policy)
     assert views.compliance_at(now_ns).requests == 6
+
+
+def test_a_lease_on_a_node_that_is_ahead_is_as_old_as_it_is() -> None:
+    """And has as long as it has: both are by the node's boot clock."""
+    now_ns = 100 * HOUR_NS
+    for ahead_ns in (0, YEARS_NS):
+        history = History(wall_offset_ns=now_ns + ahead_ns)
+        history.start()
+        history.inventory(cores(64))
+        history.allocate(1, subject(cores(1)), 4 * HOUR_NS)
+        history.boot_ns = HOUR_NS
+        history.touch()
+        view, fleet = seen(history), Fleet()
+        fleet.logs["log"] = view
+        views = Views(lambda fleet=fleet: fleet, lambda *asked: {}, lambda: ["acme"], Policy)
+        (lease,) = view.leases.values()
+        assert view.left_ns(lease, now_ns + HOUR_NS) == 3 * HOUR_NS
+        used = views.usage_of("acme", now_ns + HOUR_NS).quotas["max_task_duration"].used
+        assert used == "1h"

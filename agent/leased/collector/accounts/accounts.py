@@ -250,8 +250,9 @@ class Accounts:
 
     def draft(self, tenant: str, period: Month) -> Bill:
         """The bill as it is by the records at hand, with what they say of issued ones."""
-        terms = on_bill(self.terms, tenant, period.name, self._issued_beside(tenant, period.name))
-        return self._compute(tenant, period, terms, self.corrections(tenant, period.name))
+        others = self._issued_beside(tenant, period.name)
+        terms = on_bill(self.terms, tenant, period.name, others)
+        return self._compute(tenant, period, terms, self._corrections(period.name, others))
 
     def issue(self, month: str, tenants: Sequence[str] | None = None) -> list[Bill]:
         """Issue the bills of a month, of every tenant or of these: all, or none. Raises
@@ -289,10 +290,11 @@ class Accounts:
     def corrections(self, tenant: str, month: str) -> list[tuple[str, int]]:
         """What bills issued before `month` would be now, at their own prices, and were not
         corrected by yet; of those whose hours are all there."""
-        if self.invoices is None:
-            return []
+        return self._corrections(month, self._issued_beside(tenant, month))
+
+    def _corrections(self, month: str, others: list[Bill]) -> list[tuple[str, int]]:
         # A month that is billed late does not charge again what a later one has corrected.
-        others, begin_ns = self._issued_beside(tenant, month), self.invoices.begin_ns()
+        begin_ns = self.invoices.begin_ns() if self.invoices else 0
         earlier = [one for one in others if one.period < month and int(one.from_ns) >= begin_ns]
         found = list(corrections_of(earlier, others, self.terms, self._again))
         return [*found, *settled_apart(apart(others, self.terms), others)]

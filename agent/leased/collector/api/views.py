@@ -300,7 +300,7 @@ def _used(view: NodeView, tenant: str, now_ns: int) -> dict[str, int]:
         found.setdefault(BY_KIND[kind].key, 0)
     found["max_leases"] = len(leases)
     found["max_concurrent_tasks"] = len(held)
-    oldest_ns = max((now_ns - one.granted_wall_ns for one in held), default=0)
+    oldest_ns = max((view.age_ns(one, now_ns) for one in held), default=0)
     found["max_task_duration"] = oldest_ns // NS_PER_S * NS_PER_S
     return found
 
