@@ -54,7 +54,7 @@ from leased.terms.event import (
 )
 from leased.terms.identity import CommandId, EventId, TenantId
 from leased.terms.moment import Moment
-from tests.doubles.logs import MACHINE, ORIGIN, CountedEntropy, started
+from tests.doubles.logs import MACHINE, ORIGIN, CountedEntropy, commit_and_forget, started
 from tests.doubles.logs import moment_at as moment
 
 SEGMENT = "seg-0000000000000000.log"
@@ -163,9 +163,7 @@ class Victim:
 
     def _commit(self, log: OpenedLog, sealer: Sealer, events: list[Event], at: Moment) -> None:
         batch = sealer.seal([(event, at) for event in events], moment=at)
-        log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
-        if batch.ends_epoch:
-            log.forget_epoch()
+        commit_and_forget(log, batch, at)
         self.heads.append(batch.head.hex())
 
 

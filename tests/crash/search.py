@@ -23,7 +23,15 @@ from leased.durable.log import OpenedLog
 from leased.terms.errors import ChainError, InvariantError, StateError
 from leased.terms.moment import Moment
 from tests.doubles.disk import CrashPoint, MemoryDisk
-from tests.doubles.logs import CountedEntropy, allocation, moment_at, open_on, renewal, started
+from tests.doubles.logs import (
+    CountedEntropy,
+    allocation,
+    commit_and_forget,
+    moment_at,
+    open_on,
+    renewal,
+    started,
+)
 
 
 class Workload(NamedTuple):
@@ -64,13 +72,6 @@ class Findings:
             f"{self.states} states, {self.rolled_forward} rolled forward, {self.torn} torn, "
             f"lost {self.lost[:2]}, alarms {self.alarms[:2]}"
         )
-
-
-def commit_and_forget(log: OpenedLog, batch: SealedBatch, at: Moment) -> None:
-    """As the agent does: the batch, and once it is anchored, the key of an epoch that ended."""
-    log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
-    if batch.ends_epoch:
-        log.forget_epoch()
 
 
 def record_run(

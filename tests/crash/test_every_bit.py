@@ -25,7 +25,7 @@ from leased.terms import event as e
 from leased.terms.errors import ChainError, StateError
 from leased.terms.identity import EventId
 from tests.doubles.disk import MemoryDisk
-from tests.doubles.logs import events_of_every_kind, moment_at, open_on, started
+from tests.doubles.logs import commit_and_forget, events_of_every_kind, moment_at, open_on, started
 
 SEGMENT = "seg-0000000000000000.log"
 STRIDE = 1 if os.environ.get("LEASED_FLIPS") == "all" else 61
@@ -68,9 +68,7 @@ def whole() -> Log:
     for count, event in enumerate([started(), *events, e.KeyRotated(EventId(b"r" * 16), *signed)]):
         at = moment_at(count)
         batch = sealer.seal([(event, at)])
-        log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
-        if batch.ends_epoch:
-            log.forget_epoch()
+        commit_and_forget(log, batch, at)
     begins, data = [HEADER_BYTES], disk.contents()[SEGMENT]
     while begins[-1] < log.journal.anchored.end_offset:
         begins.append(begins[-1] + int.from_bytes(data[begins[-1] : begins[-1] + 4], "little"))

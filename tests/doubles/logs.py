@@ -9,6 +9,7 @@ from __future__ import annotations
 from hashlib import sha256
 from pathlib import Path
 
+from leased.chain.sealer import SealedBatch
 from leased.durable.log import OpenedLog, open_log
 from leased.terms import event as e
 from leased.terms.identity import BootId, CommandId, EventId, LeaseId, TenantId
@@ -204,6 +205,13 @@ def open_on(
         committer=lambda: DiskCommitter(disk),
         **options,
     )
+
+
+def commit_and_forget(log: OpenedLog, batch: SealedBatch, at: Moment) -> None:
+    """As the agent does: the batch, and once it is anchored, the key of an epoch that ended."""
+    log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
+    if batch.ends_epoch:
+        log.forget_epoch()
 
 
 def acknowledged(log: OpenedLog, size: int) -> e.HeadCountersigned:

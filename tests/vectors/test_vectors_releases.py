@@ -14,7 +14,7 @@ from leased.chain.epochs import EpochKey
 from leased.durable.reader import Enrolled, read_log
 from leased.terms.moment import Moment
 from tests.doubles.disk import MemoryDisk
-from tests.doubles.logs import CountedEntropy, moment_at, open_on, renewal
+from tests.doubles.logs import CountedEntropy, commit_and_forget, moment_at, open_on, renewal
 from tests.vectors import verify_independent as independent
 from tests.vectors.release import LOGS, SCENES, unpack
 
@@ -64,9 +64,7 @@ def test_a_log_of_a_release_goes_on(release: str, name: str) -> None:
     boot_ns = moment_at(10_000).boot_ns
     at = Moment(moment_at(0).boot_id, boot_ns, moment_at(10_000).wall_ns)
     batch = log.sealer().seal([(renewal(5000), at)])
-    log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
-    if batch.ends_epoch:
-        log.forget_epoch()
+    commit_and_forget(log, batch, at)
     again = read_log(disk.directory, disk=MemoryDisk(disk.contents()))
     assert again.head == batch.new_head
     assert open_on(MemoryDisk(disk.contents())).head == batch.new_head

@@ -24,6 +24,7 @@ from tests.doubles.logs import (
     CountedEntropy,
     acknowledged,
     allocation,
+    commit_and_forget,
     lease_life,
     moment_at,
     open_on,
@@ -54,9 +55,7 @@ def filled(
         events += life(number)
         at = moment_at(number)
         batch = sealer.seal([(event, at) for event in events])
-        log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
-        if batch.ends_epoch:
-            log.forget_epoch()
+        commit_and_forget(log, batch, at)
     log.close()
     disk.closed = False
     return disk
@@ -76,9 +75,7 @@ def prune(disk: MemoryDisk, *, unlink: bool = True) -> Removal:
     fields = (removal.min_seq, removal.head, len(removal.names), log.head.size)
     events = [started(), acknowledged(log, log.head.size), e.Pruned(ID, *fields)]
     batch = log.sealer().seal([(event, at) for event in events])
-    log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
-    if batch.ends_epoch:
-        log.forget_epoch()
+    commit_and_forget(log, batch, at)
     if unlink:
         log.remove(removal)
     log.close()
@@ -204,9 +201,7 @@ def go_on(log: OpenedLog, verifier: Verifier, batches: list[tuple[list[e.Event],
     sealer = log.sealer()
     for events, at in batches:
         batch = sealer.seal([(event, at) for event in events])
-        log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
-        if batch.ends_epoch:
-            log.forget_epoch()
+        commit_and_forget(log, batch, at)
         verifier.feed(batch.frames)
 
 
@@ -251,9 +246,7 @@ def test_a_log_whose_beginning_is_gone_without_proof_is_not_gone_on_with(missing
     if missing == "both":
         del events["ack"]
     batch = log.sealer().seal([(event, at) for event in (started(), *events.values())])
-    log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
-    if batch.ends_epoch:
-        log.forget_epoch()
+    commit_and_forget(log, batch, at)
     slot = log.journal.anchored
     log.close()
     disk.closed = False

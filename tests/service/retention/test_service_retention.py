@@ -17,7 +17,7 @@ from leased.service.fleet.config import Countersigner, Listening
 from leased.service.log.pruning import acked_size, prune
 from leased.terms import event as e
 from tests.contract.journal.test_log_retention import life
-from tests.doubles.logs import CountedEntropy, moment_at, open_in, started
+from tests.doubles.logs import CountedEntropy, commit_and_forget, moment_at, open_in, started
 
 WEST = Countersigner("west", NoteKey("west", b"w" * 32, COSIGNATURE_V1))
 EAST = Countersigner("east", NoteKey("east", b"e" * 32, COSIGNATURE_V1))
@@ -31,9 +31,7 @@ def acked(log: OpenedLog, collector: Countersigner, size: int) -> e.HeadCounters
 
 def seal(log: OpenedLog, sealer, events: list[e.Event], at: int) -> None:
     batch = sealer.seal([(event, moment_at(at)) for event in events])
-    log.journal.commit_blocking(batch.frames, batch.count, batch.head, moment_at(at))
-    if batch.ends_epoch:
-        log.forget_epoch()
+    commit_and_forget(log, batch, moment_at(at))
 
 
 def filled(directory: Path, *acks: tuple[Countersigner, int]) -> None:

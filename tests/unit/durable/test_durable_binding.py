@@ -14,7 +14,7 @@ from leased.durable.log import OpenedLog
 from leased.terms.errors import ChainError, StateError
 from tests.doubles.counter import MemoryCounter
 from tests.doubles.disk import MemoryDisk
-from tests.doubles.logs import moment_at, open_on, renewal, started
+from tests.doubles.logs import commit_and_forget, moment_at, open_on, renewal, started
 
 
 def opened(disk: MemoryDisk, counter: MemoryCounter, accept: str = "") -> OpenedLog:
@@ -29,9 +29,7 @@ def lived(disk: MemoryDisk, counter: MemoryCounter) -> OpenedLog:
     """Open, and seal something."""
     log = opened(disk, counter)
     batch = log.sealer().seal([(started(), moment_at(1)), (renewal(1), moment_at(1))])
-    log.journal.commit_blocking(batch.frames, batch.count, batch.head, moment_at(1))
-    if batch.ends_epoch:
-        log.forget_epoch()
+    commit_and_forget(log, batch, moment_at(1))
     return log
 
 
