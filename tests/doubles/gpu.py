@@ -114,6 +114,7 @@ class GpuCrew:
         self.asked: list[tuple[str, str, Any]] = []
         self.stuck: set[str] = set()
         self.running: set[str] = set()
+        self.started: list[str] = []
         self._busy: set[str] = set()
 
     def verbs(self) -> list[str]:
@@ -125,7 +126,7 @@ class GpuCrew:
         assert backend == "gpu"
         assert name not in self._busy, f"{name} is started while somebody waits for it"
         await trio.lowlevel.checkpoint()
-        self.running.add(name)
+        self._run(name)
 
     async def task(
         self,
@@ -142,7 +143,7 @@ class GpuCrew:
         assert backend == "gpu"
         assert name not in self._busy, f"{name} was asked twice at once"
         self._busy.add(name)
-        self.running.add(name)
+        self._run(name)
         try:
             await trio.lowlevel.checkpoint()
             self.asked.append((name, verb, argument))
@@ -158,6 +159,11 @@ class GpuCrew:
             return answer
         finally:
             self._busy.discard(name)
+
+    def _run(self, name: str) -> None:
+        if name not in self.running:
+            self.started.append(name)
+        self.running.add(name)
 
     async def see_off(self, name: str) -> None:
         """Whoever was killed has ended."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from leased.hardware.gpu.calls import Examined, Listed, Listing
+from leased.hardware.gpu.calls import Bus, Examined, Listed, Listing
 from leased.hardware.gpu.config import GpuConfig
 from leased.hardware.gpu.facts import Condition, Gpu
 from leased.hardware.gpu.fleet import Fleet
@@ -125,6 +125,20 @@ async def test_a_driver_that_is_gone_is_an_empty_host(number: int) -> None:
     assert fleet.seen.gpus == () and fleet.listed == ()
     # What a lease was of is known still: its teardown goes on.
     assert fleet.target(f"gpu:{A.uuid}").uuid == A.uuid
+
+
+async def test_a_host_without_a_driver_is_looked_at_by_one_worker() -> None:
+    """Each look is a start of Python and its import of NVML, once a minute on every such host."""
+    driver = Driver()
+    driver.list_answer = DeviceError("nvml_init", errno.ELIBACC, "Library Not Found")
+    fleet, crew = fleet_of(driver)
+    crew.answers["bus"] = Bus(("0000:01:00.0",))
+    for _ in range(2):
+        with pytest.raises(DeviceError):
+            await fleet.look()
+        assert await fleet.bus() == ("0000:01:00.0",)
+        assert crew.running == set()
+    assert crew.started == ["gpu survey"] * 2
 
 
 async def test_a_count_that_hangs_at_first_is_an_error() -> None:

@@ -187,7 +187,8 @@ class Fleet:
                 WORKER, "gpu", "list", where, Listing, extra_ns=self.attaching_ns()
             )
         except DeviceError as error:
-            self._crew.dismiss(WORKER)
+            if is_silence(error):  # else it is asked what is on the bus
+                self._crew.dismiss(WORKER)
             asked = error.verb != "worker_answer" or error.errno in _NOBODY_ANSWERS
             if self._listing is None or not asked or not is_silence(error):
                 if not is_silence(error):

@@ -47,6 +47,7 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.resource import Absence, Allotment, Resource, ResourceKind, Shape, shape_of
 from leased.terms.teardown import StepReport, TeardownStep
 
+SURVEYOR: Final = "rdma survey"
 SWEEPER: Final = "rdma sweep"
 ACCESS_NAME: Final = "LEASE_RDMA"
 UNCOUNTED_LIMIT: Final = (
@@ -76,6 +77,7 @@ class RdmaBackend:
         self._ledgers: dict[str, Ledger] = {}
         self._remembered = Remembered()
         self._facts: CgroupFacts | None = None
+        crew.defer(SURVEYOR)
 
     def serves(self, allotment: Allotment) -> bool:
         """Whether the allotment is this backend's."""
@@ -99,13 +101,13 @@ class RdmaBackend:
                 return _absent("an owner lives in the lease's cgroup: " + "; ".join(facts.troubles))
             asked = calls.Look(self._config, facts, self._desk.patience_ns)
             seen = await self._crew.task(
-                "rdma survey", "rdma", "see", asked, calls.Seen, extra_ns=STARTING_NS
+                SURVEYOR, "rdma", "see", asked, calls.Seen, extra_ns=STARTING_NS
             )
         except DeviceError as error:
             why = _in_words(error)
             return self._remembered.stand_in(f"rdma: {why}") or _absent(why)
         finally:
-            self._crew.dismiss("rdma survey")
+            self._crew.dismiss(SURVEYOR)
         limits = () if "rdma" in facts.controllers else (UNCOUNTED_LIMIT,)
         resources, notes = survey(seen, self._config.rdma, limits)
         why = "; ".join(notes) or "no RDMA device"
