@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from contextlib import aclosing
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
@@ -15,6 +18,16 @@ from tests.doubles.host import not_proven
 
 DEVICE = Path("/sys/devices/virtual/mem/null/uevent")
 LOOP = Path("/sys/devices/virtual/block/loop0/uevent")
+LISTENS = """
+import trio
+from leased.hardware.hotplug import watch
+async def listen():
+    async for _ in watch(): pass
+try:
+    trio.run(listen)
+except OSError as error:
+    print(error.strerror)
+"""
 
 
 async def test_a_notice_of_the_kernel_arrives() -> None:
@@ -64,3 +77,15 @@ async def test_notices_of_mappings_are_no_news_and_a_touched_disk_is_told_apart(
         ("change", False),
         ("add", False),
     ]
+
+
+@pytest.mark.parametrize("hidden", ["/etc/ld.so.cache", "libudev.so.1"])
+def test_without_its_library_no_notices_are_heard_and_that_is_said(hidden: str) -> None:
+    """Who listens says so, and looks every minute instead: nobody ends by it."""
+    place = next(Path("/usr/lib").rglob(hidden), None) if hidden[0] != "/" else Path(hidden)
+    if os.geteuid() != 0 or place is None:
+        not_proven("that hotplug notices need a library", "needs root and libudev")
+    words = f'mount --bind /dev/null {place.resolve()} && PATH=/nowhere exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", words, "sh", sys.executable, "-c", LISTENS]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert told.stdout.startswith("libudev.so.1 cannot be loaded: "), told.stderr

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from leased.ctl import fleet_checks, host_checks, log_checks, service_checks
+from leased.ctl import fleet_checks, host_checks, log_checks, privilege_checks, service_checks
 from leased.ctl.agent import socket_path
 from leased.ctl.console import Console
 from leased.ctl.findings import Finding, Grade
@@ -39,6 +39,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     service_checks.registry,
     service_checks.journal,
     service_checks.compiled_parts,
+    privilege_checks.libraries,
     service_checks.units,
     service_checks.timing,
     fleet_checks.certificates,

@@ -44,7 +44,13 @@ class Finding(msgspec.Struct, frozen=True):
 
 def read_text(path: Path) -> str | None:
     """A small file of the kernel's, or None where there is none that we may read."""
+    data = read_bytes(path)
+    return None if data is None else data.decode("utf-8", "replace").strip()
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """The same, as it is."""
     try:
-        return read_file(path).decode("utf-8", "replace").strip()
+        return read_file(path)
     except OSError:
         return None

@@ -17,6 +17,7 @@ from typing import Any, Final
 import trio
 
 from leased.client import Session
+from leased.ctl import privilege_checks
 from leased.ctl.asks import parse_duration
 from leased.ctl.console import length
 from leased.ctl.findings import Finding, Grade, read_text
@@ -159,7 +160,8 @@ def units(root: Path) -> Iterator[Finding]:
 
 
 def _show_unit(unit: str) -> dict[str, str] | None:
-    names = ("LoadState", "ActiveState", "DeviceAllow", "FragmentPath", *HARDENING)
+    facts = ("LoadState", "ActiveState", "DeviceAllow", "MainPID", "CapabilityBoundingSet")
+    names = (*facts, *HARDENING)
     try:
         told = subprocess.run(
             ["systemctl", "show", unit, f"--property={','.join(names)}"],
@@ -185,6 +187,7 @@ def judge_unit(unit: str, shown: dict[str, str], root: Path) -> Iterator[Finding
         )
     else:
         yield Finding(Grade.OK, f"{unit} hardening", "as shipped")
+    yield from privilege_checks.capabilities(unit, shown, root)
     if unit == "leased.service" and "nvidia" in (read_text(root / "proc/devices") or ""):
         allowed = shown.get("DeviceAllow", "")
         missing = [name for name in NVIDIA_CLASSES if f"{name} " not in allowed + " "]

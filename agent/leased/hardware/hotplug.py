@@ -23,7 +23,7 @@ import trio
 
 LOST = "lost"
 SUBSYSTEMS = (
-    *("block", "cpu", "cxl", "dax", "drm", "infiniband"),
+    *("block", "cpu", "cxl", "dax", "drm", "infiniband", "infiniband_verbs"),
     *("memory", "module", "node", "nvme", "pci"),
 )
 _MAPPINGS = "/devices/virtual/block/dm-"
@@ -43,8 +43,11 @@ class Notice(msgspec.Struct, frozen=True):
 
 async def watch(subsystems: Sequence[str] = SUBSYSTEMS) -> AsyncIterator[Notice]:
     """Notices of `subsystems` from here on. After udev's rules where udevd runs, else the
-    kernel's own."""
-    context = pyudev.Context()
+    kernel's own. Raises OSError where none can be heard."""
+    try:
+        context = pyudev.Context()
+    except (ImportError, OSError) as error:
+        raise OSError(errno.ELIBACC, f"libudev.so.1 cannot be loaded: {error}") from error
     source = "udev" if os.path.exists("/run/udev/control") else "kernel"
     monitor = pyudev.Monitor.from_netlink(context, source)
     for subsystem in subsystems:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from leased.ctl import host_checks, service_checks
+from leased.ctl import host_checks, privilege_checks, service_checks
 from leased.ctl.console import Console
 from leased.ctl.findings import Finding, Grade
 from leased.ctl.main import main
 from tests.doubles.canned_agent import CannedAgent
 
-SHIPPED = Path(__file__).parents[3] / "configs/leased.toml"
+TOP = Path(__file__).parents[3]
+SHIPPED = TOP / "configs/leased.toml"
 V2 = "35 24 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 HYBRID = (
     "34 24 0:29 / /sys/fs/cgroup ro - tmpfs tmpfs rw\n"
@@ -151,6 +152,51 @@ def test_a_weakened_unit_is_named(tmp_path: Path) -> None:
     assert found["leased.service hardening"].text == "ProtectSystem=no"
     assert "char-nvidia-uvm" in found["leased.service devices"].text
     assert "char-nvidia," not in found["leased.service devices"].text
+
+
+@pytest.mark.parametrize("unit", privilege_checks.NEEDS)
+def test_capabilities_are_those_of_the_unit_and_a_missing_one_is_named(
+    tmp_path: Path, unit: str
+) -> None:
+    text = (TOP / "systemd" / unit).read_text("utf-8")
+    bounds = " ".join(re.findall(r"^CapabilityBoundingSet=(.*)", text, re.M)).split()
+    needs = privilege_checks.NEEDS[unit]
+    assert sorted(need.name for need in needs) == sorted(bounds)
+    mask = sum(1 << need.number for need in needs)
+    shown = {"MainPID": "7", "CapabilityBoundingSet": " ".join(bounds).lower()}
+
+    def found(**files: str) -> list[Finding]:
+        return list(privilege_checks.capabilities(unit, shown, host(tmp_path, **files)))
+
+    [whole] = found(proc__7__status=f"Name:\tx\nCapEff:\t{mask:016x}\nSeccomp:\t2\n")
+    assert whole.grade is Grade.OK
+    lacks = f"CapEff:\t{mask & ~(1 << 21):016x}\n"
+    [missing] = found(proc__7__status=lacks)  # whatever the unit asks for
+    assert (missing.grade, missing.text) == (Grade.WARN, "CAP_SYS_ADMIN is missing")
+    assert "mappings of namespaces" in missing.advice
+    shown = {"MainPID": "0", "CapabilityBoundingSet": "cap_kill"}
+    assert len(found()) == len(needs) - 1, "one that does not run has what its unit says"
+    shown = {"MainPID": "0", "CapabilityBoundingSet": ""}
+    assert len(found()) == 0, "systemd did not tell"
+
+
+def test_libraries_are_looked_for_where_they_matter(tmp_path: Path) -> None:
+    cache = b"glibc-ld.so.cache1.1\0libudev.so.1\0/usr/lib/x/libudev.so.1\0"
+    host(tmp_path, etc__x="")
+    (tmp_path / "etc/ld.so.cache").write_bytes(cache)
+    [finding] = privilege_checks.libraries(tmp_path)
+    assert (finding.topic, finding.text) == ("libudev.so.1", "not found"), "only told of"
+    host(tmp_path / "usr/lib/x", **{"libudev.so.1": ""})
+    host(tmp_path, sys__class__infiniband__rxe0__node_guid="")
+    found = {one.topic: one for one in privilege_checks.libraries(tmp_path)}
+    assert graded([*found.values()]) == {
+        "libudev.so.1": Grade.OK,
+        "libibverbs.so.1": Grade.WARN,
+    }
+    assert "remote peers" in found["libibverbs.so.1"].advice
+    host(tmp_path, proc__driver__nvidia__version="NVRM", **{"lib__libcuda.so.1": ""})
+    last = graded(list(privilege_checks.libraries(tmp_path)))
+    assert last["libnvidia-ml.so.1"] is Grade.WARN and last["libcuda.so.1"] is Grade.OK
 
 
 def test_budgets_that_do_not_fit_are_shown_as_a_sum(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from leased.hardware.block.drives import Drive, Layout
 from leased.hardware.block.mapping import KEPT_MAX, refuse_hoarder
 from leased.hardware.block.names import mapping_uuid, name_of
 from leased.hardware.block.namespaces import Namespace
-from leased.hardware.block.survey import ERASED
+from leased.hardware.block.survey import ERASED, WAS_AWAY
+from leased.hardware.block.users import Use
 from leased.hardware.config import HardwareConfig
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease, RevocationReason
@@ -425,6 +426,24 @@ async def test_what_is_leased_while_a_survey_looks_at_it_stays_in_the_inventory(
     crew.after_looking = lambda: backend.prepare(make_lease(ONE), [ONE], "", ())
     found = await backend.survey()
     assert {one.resource_id for one in found.resources} == {ONE.resource_id}, found.notes
+
+
+async def test_what_was_away_for_a_moment_is_not_what_its_lease_has() -> None:
+    """Its mapping answered EIO, and the lease went on to its deadline."""
+    crew, lease = Crew(), make_lease(ONE, OTHER)
+    one, other = seen(identity=FIRST), seen(identity=SECOND, number=(259, 9))
+    uuids = [mapping_uuid(lease.lease_id, number) for number in (0, 1)]
+    uses = (Use(one.number, "leased", uuids[0]),)
+    crew.seen = calls.Seen((one, other), (*uses, Use(other.number, "leased", uuids[1])))
+    backend = BlockBackend(crew, UNUSED)  # type: ignore[arg-type]
+    await backend.prepare(lease, [ONE, OTHER], "", ())
+    assert len((await backend.survey()).resources) == 2
+    crew.seen = calls.Seen((one, other), uses, lost=(uuids[1],))
+    found = await backend.survey()
+    assert [it.resource_id for it in found.resources] == [ONE.resource_id]
+    assert WAS_AWAY in found.notes[0]
+    crew.seen = calls.Seen((one, other), ())  # cut
+    assert len((await backend.survey()).resources) == 2
 
 
 async def test_somebody_else_who_has_it_keeps_it_out_for_only_as_long() -> None:

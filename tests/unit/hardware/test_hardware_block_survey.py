@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from leased.hardware.block.namespaces import (
     list_controllers,
     list_namespaces,
 )
-from leased.hardware.block.survey import candidates, survey
-from leased.hardware.block.users import Use, find_uses
+from leased.hardware.block.survey import candidates, survey, why_silent
+from leased.hardware.block.users import Use, find_lost, find_uses
+from leased.terms.errors import DeviceError
 from leased.terms.resource import Evidence, Health, Resource
 from tests.doubles import nvme_trees
 from tests.doubles.host import not_proven
@@ -35,7 +37,7 @@ FACTS = Examined(DRIVE, Layout(1 << 21, 512, 0, 0, False))
 
 
 def _offered(one: Namespace, config: BlockConfig, *uses: Use) -> tuple[bool, str]:
-    offered, notes = candidates(Seen((one,), uses), config)
+    offered, notes = candidates(Seen((one,), uses), config, {})
     return one.identity in offered, " ".join(notes)
 
 
@@ -84,7 +86,7 @@ def test_what_is_used_or_unfit_is_refused_under_every_policy(
 
 def test_two_that_call_themselves_the_same_are_both_refused() -> None:
     twins = (seen(), seen(name="nvme1n1", number=(259, 7)))
-    offered, notes = candidates(Seen(twins, ()), LISTED)
+    offered, notes = candidates(Seen(twins, ()), LISTED, {})
     assert not offered and all("2 namespaces" in note for note in notes)
 
 
@@ -219,6 +221,28 @@ def test_everything_on_top_is_found_by_number(tmp_path: Path) -> None:
         Use((259, 3), "in the array md0"),
     )
     assert find_uses([(8, 0)], tmp_path) == ()
+
+
+def test_what_the_agent_lacks_is_named_where_a_drive_says_nothing() -> None:
+    """A unit without it said errno 13, and that the drive does not answer."""
+    for verb, number, said in (
+        ("nvme_identify", errno.EACCES, "without CAP_SYS_ADMIN: nvme_identify"),
+        ("nvme_open", errno.EPERM, "without DeviceAllow= of its unit: nvme_open"),
+        ("worker_answer", errno.ETIMEDOUT, "its drive does not answer: worker_answer"),
+    ):
+        assert said in why_silent(DeviceError(verb, number))
+
+
+def test_a_mapping_whose_device_has_gone_is_lost(tmp_path: Path) -> None:
+    """The kernel keeps the link to what is not there any more, as long as the mapping has it."""
+    uuids = {name: f"LEASED-{digit * 32}-0" for name, digit in (("dm-1", "1"), ("dm-2", "2"))}
+    uuids |= {"dm-3": f"LEASED-{'3' * 32}-0", "dm-4": "CRYPT-LUKS2-x"}
+    write(tmp_path, {f"sys/block/{name}/dm/uuid": uuid for name, uuid in uuids.items()})
+    write(tmp_path, {"sys/block/nvme0n1/dev": "259:1", "sys/block/dm-3/slaves/.none": ""})
+    for name, lower in (("dm-1", "nvme0n1"), ("dm-2", "nvme0n2"), ("dm-4", "nvme0n2")):
+        (tmp_path / f"sys/block/{name}/slaves").mkdir()
+        (tmp_path / f"sys/block/{name}/slaves/{lower}").symlink_to(f"../../{lower}")
+    assert find_lost(tmp_path) == (uuids["dm-2"],)
 
 
 def test_who_mounts_without_end_keeps_nobody_from_looking(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from leased.hardware.dax import calls
 from leased.hardware.dax.backend import DaxBackend
 from leased.hardware.dax.config import DaxConfig
 from leased.hardware.dax.ranges import DEVICE_MODE, Range
+from leased.hardware.dax.survey import WAS_AWAY
 from leased.terms.errors import DeviceError
+from leased.terms.lease import LeaseState
 from leased.terms.resource import Allotment, ResourceKind, TierKind
 from leased.terms.teardown import StepReport, TeardownStep
 from tests.doubles.leases import lease
@@ -56,12 +58,14 @@ class Crew:
             steps = (StepReport(TeardownStep.SCRUB, 0, 1, 2),)
             released = calls.Released(f"{argument.identity}.0", GIB, steps)
             return released if verb == "release" else calls.Steps(steps)
+        if verb == "mend":
+            return calls.Nothing()
         assert verb == "ready" and not argument.clean
         del self.ranges[argument.identity]
         self.recreating.set()
         await self.go_on.wait()
-        self.ranges["one"] = msgspec.structs.replace(ONE, name="dax9.0")
-        return calls.Readied("dax9.0", 250, 0, GIB)
+        self.ranges["one"] = msgspec.structs.replace(ONE, name="dax9.0", birth=9)
+        return calls.Readied("dax9.0", 9, 250, 0, GIB)
 
     def defer(self, name: str) -> None:
         assert name == "dax list"
@@ -140,3 +144,34 @@ async def test_an_end_does_not_reach_the_lease_that_has_the_range_by_then() -> N
     assert crew.asked == []
     await backend.scrub(second, (SHARE,))
     assert not (await backend.prove(second, (SHARE,))).unproven
+
+
+async def test_a_range_that_was_away_for_a_moment_is_not_what_its_lease_has(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its region was taken and given back: what the lease has is dead, and it went on."""
+    crew = Crew()
+    crew.go_on.set()
+    backend = DaxBackend(crew, HardwareConfig(dax=DaxConfig(offer=True)))  # type: ignore[arg-type]
+    both = [ONE.resource_id, OTHER.resource_id]
+    await backend.prepare(lease(SHARE), (SHARE,), "/leaf", ())
+    assert await seen_by(backend) == both
+    for name in crew.ranges:
+        crew.ranges[name] = msgspec.structs.replace(crew.ranges[name], birth=10)
+    seen = await backend.survey()
+    assert [one.resource_id for one in seen.resources] == [OTHER.resource_id]
+    assert WAS_AWAY in seen.notes[0]
+
+
+async def test_what_a_lease_has_is_what_it_had_when_the_agent_began(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    crew = Crew()
+    backend = DaxBackend(crew, HardwareConfig(dax=DaxConfig(offer=True)))  # type: ignore[arg-type]
+    held = msgspec.structs.replace(lease(SHARE), state=LeaseState.ACTIVE)
+    await backend.adopt([held])
+    assert len(await seen_by(backend)) == 2
+    crew.ranges["one"] = msgspec.structs.replace(ONE, birth=10)
+    assert await seen_by(backend) == [OTHER.resource_id]
+    await backend.scrub(held, (SHARE,))
+    assert len(await seen_by(backend)) == 2, "it has ended"

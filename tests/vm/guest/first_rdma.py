@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import host
 import pytest
-from host import ADMIN, LIVES_S, MIB, Connection, Failed, call, eventually
+from host import ADMIN, LATE_S_MAX, LIVES_S, MIB, Connection, Failed, call, eventually
 from remote_peer import REFUSED, RemotePeer
+from victims import workers
 
 CABLE = str(Path(__file__).with_name("soft-rdma"))
 NEAR, FAR = "rxe0", "rxe1"
@@ -199,6 +201,32 @@ def test_an_owner_that_dies_ends_its_lease(
     os.kill(int((room / "cgroup.procs").read_text()), signal.SIGKILL)
     assert_nothing_is_left(lease_id, "revoked", before, resource_id)
     assert peer.read(key) in REFUSED
+
+
+def test_a_device_that_is_removed_ends_its_lease_and_is_offered_when_it_is_back(
+    connection: Connection, peer: RemotePeer, resource_id: str
+) -> None:
+    """Who removes it waits for whoever has its verbs open: for the owner, which is ended at once
+    and not with the look of each minute."""
+    lease_id = lease_region(connection, resource_id)
+    key = connect(connection, lease_id, peer)
+    assert peer.read(key) == 0
+    had, before = workers(), len(host.journal("LEASE_EVENT=InventoryChanged"))
+    began = time.monotonic()
+    host.run("rdma", "link", "delete", NEAR)
+    took_s = time.monotonic() - began
+    try:
+        closed = host.closed(lease_id)
+        assert (closed["state"], closed["reason"]) == ("reclaimed", "device_unhealthy"), closed
+        assert took_s < LATE_S_MAX
+        assert peer.read(key) in REFUSED
+        eventually("it is not offered", lambda: resource_id not in offered())
+    finally:
+        host.run("rdma", "link", "add", NEAR, "type", "rxe", "netdev", "cable0")
+    eventually("it is offered", lambda: resource_id in offered())
+    host.journal("LEASE_EVENT=InventoryChanged", least=before + 2)
+    connection.call("Lease.Release", lease_id=lease_region(connection, resource_id))
+    eventually("nothing is left", lambda: objects() == 0 and len(workers()) <= len(had))
 
 
 # ---- the agent is not there ----------------------------------------------------------------------

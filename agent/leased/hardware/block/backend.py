@@ -42,7 +42,7 @@ from leased.hardware.block.names import (
     number_of,
 )
 from leased.hardware.block.namespaces import Namespace
-from leased.hardware.block.survey import ERASED, candidates, survey
+from leased.hardware.block.survey import ERASED, candidates, survey, why_silent
 from leased.hardware.block.wanted import Wanted
 from leased.hardware.calls import Surveyed
 from leased.hardware.config import HardwareConfig
@@ -103,7 +103,7 @@ class BlockBackend:
             return _absent('not offered: [hardware.block] offer = "none"')
         try:
             seen, troubles = await self._look()
-            offered, notes = candidates(seen, self._config)
+            offered, notes = candidates(seen, self._config, self._marked)
             self._desk.learn(seen.namespaces)
             leased = {use.number for use in seen.uses if use.uuid}
             examined = await self._examine(offered, leased)
@@ -155,9 +155,9 @@ class BlockBackend:
                 fresh = await self._desk.look(worker, "examine", asked, Examined)
         except DeviceError as error:
             if known is None:
-                return f"its drive does not answer: {error}"
+                return why_silent(error)
             # Whoever has it keeps it: what a drive that hangs does is seen at the teardown.
-            return msgspec.structs.replace(known, sick=f"does not answer: {error}")
+            return msgspec.structs.replace(known, sick=why_silent(error))
         # It may have been leased since we looked, and then it is our own mapping that has it.
         if ours or namespace.identity in self._marked:
             fresh = msgspec.structs.replace(fresh, busy=False)

@@ -29,10 +29,12 @@ class Look(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Seen(msgspec.Struct, frozen=True, array_like=True):
-    """Every namespace of the host, and every use of one."""
+    """Every namespace of the host, and every use of one. `lost` are mappings of ours whose device
+    has gone."""
 
     namespaces: tuple[Namespace, ...]
     uses: tuple[Use, ...]
+    lost: tuple[str, ...] = ()
 
 
 class Examine(msgspec.Struct, frozen=True, array_like=True):

@@ -11,15 +11,18 @@ Pure: what was seen in, an inventory out.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Iterable, Mapping
 
 from leased.hardware.block.calls import Examined, Seen
 from leased.hardware.block.config import BlockConfig, Offer
 from leased.hardware.block.drives import Erase
 from leased.hardware.block.erasing import choose
-from leased.hardware.block.names import resource_id
+from leased.hardware.block.names import lease_in, resource_id
 from leased.hardware.block.namespaces import LIVE, Namespace
 from leased.hardware.calls import Surveyed
+from leased.terms.errors import DeviceError
+from leased.terms.identity import LeaseId
 from leased.terms.resource import Absence, Evidence, Health, Resource, ResourceKind
 
 VIRTUAL_MODELS = ("QEMU NVMe Ctrl",)
@@ -30,6 +33,7 @@ ERASED = ("proven", "erased")
 log does not know so is erased before anybody has it as it is."""
 
 LBA_BYTES = (512, 4096)
+WAS_AWAY = "its drive was away while it was leased, and its lease ends by that"
 _NAME_IT = "not offered: name it in hardware.block.namespaces"
 CACHED_LIMIT = (
     "what the holder has read stays readable in its own memory after the cut, until it ends"
@@ -37,8 +41,12 @@ CACHED_LIMIT = (
 ERASE_LIMIT = "erasing was never measured on a drive of this model"
 
 
-def candidates(seen: Seen, config: BlockConfig) -> tuple[dict[str, Namespace], tuple[str, ...]]:
-    """What may be offered as far as sysfs and the policy go, by identity; and why not the rest."""
+def candidates(
+    seen: Seen, config: BlockConfig, leases: Mapping[str, LeaseId]
+) -> tuple[dict[str, Namespace], tuple[str, ...]]:
+    """What may be offered as far as sysfs and the policy go, by identity; and why not the rest.
+    `leases`: who had it last. What was away and is back is not what its lease has."""
+    losers = {lease_in(uuid) for uuid in seen.lost}
     counts: dict[str, int] = {}
     for one in seen.namespaces:
         counts[one.identity] = counts.get(one.identity, 0) + 1
@@ -46,10 +54,12 @@ def candidates(seen: Seen, config: BlockConfig) -> tuple[dict[str, Namespace], t
     notes: list[str] = []
     for one in seen.namespaces:
         uses = [use for use in seen.uses if use.number in one.numbers]
-        ours = any(use.uuid for use in uses)
+        ours = {lease_in(use.uuid) for use in uses if use.uuid}
         used = [use.what for use in uses if not use.uuid]
         # What is leased stays in the inventory until its lease has ended, whatever the policy.
         why = "" if ours else why_not(one, used, counts[one.identity], config)
+        if leases.get(one.identity) in losers - ours:
+            why = WAS_AWAY
         if why:
             notes.append(describe(one, why))
         else:
@@ -133,6 +143,14 @@ def why_not_now(facts: Examined, config: BlockConfig) -> str:
     if facts.layout.metadata_bytes:
         return f"its blocks carry {facts.layout.metadata_bytes} bytes of metadata"
     return ""
+
+
+def why_silent(error: DeviceError) -> str:
+    """Why a drive said nothing."""
+    if error.errno not in (errno.EPERM, errno.EACCES):
+        return f"its drive does not answer: {error}"
+    lacks = "DeviceAllow= of its unit" if error.verb.endswith("_open") else "CAP_SYS_ADMIN"
+    return f"the agent may not ask its drive without {lacks}: {error}"
 
 
 def classes(config: BlockConfig) -> tuple[tuple[bool, tuple[Erase, ...]], ...]:

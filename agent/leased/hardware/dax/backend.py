@@ -74,6 +74,8 @@ class DaxBackend:
         self._ranges: dict[str, Range] = {}
         self._broken: dict[str, Range] = {}
         self._held: dict[str, LeaseId] = {}
+        self._given: dict[str, int] = {}
+        """How what a lease has was born: a range that was away meanwhile is another."""
         self._clean: set[str] = set()
         self._outcomes: dict[tuple[LeaseId, str], tuple[StepReport, ...]] = {}
         self._turns: dict[str, trio.Lock] = {}
@@ -105,7 +107,8 @@ class DaxBackend:
             why = f"device-dax: {error}"
             absence = Absence(ResourceKind.MEM, why)
             return self._remembered.stand_in(why) or Surveyed((), (absence,), ())
-        found = describe(seen.ranges, seen.nodes, seen.speeds, self._config, seen.lost)
+        away = [one.identity for one in seen.ranges if self._was_away(one)]
+        found = describe(seen.ranges, seen.nodes, seen.speeds, self._config, seen.lost, away)
         # Whoever holds one has lost it: it is gone, and the teardown of the lease puts it back.
         broken = (one for one in self._broken.values() if one.identity not in self._held)
         silent = {one.resource_id: why_lost(one) for one in broken}
@@ -166,7 +169,8 @@ class DaxBackend:
             readied = await self._use(identity, "ready", call, calls.Readied, passes, allotment)
             self._clean.add(identity)
             self._held[identity] = lease.lease_id
-            self._note_name(identity, readied.name)
+            self._given[identity] = readied.birth
+            self._note(identity, name=readied.name, birth=readied.birth)
             return readied
 
     async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
@@ -235,7 +239,7 @@ class DaxBackend:
                 released = await self._use(
                     identity, "release", call, calls.Released, PASSES_OVER_RANGE, allotment
                 )
-                self._note_name(identity, released.name)
+                self._note(identity, name=released.name)
                 return released
             except DeviceError as error:
                 failed = StepReport(TeardownStep.RELEASE, error.errno, began_ns, now_ns())
@@ -308,6 +312,7 @@ class DaxBackend:
         known = {one.resource_id for one in (await self.survey()).resources}
         known -= {allotment.resource_id for _, allotment in had}
         self._held |= {_identity(a): one.lease_id for one, a in had if one.state in _HELD}
+        self._given = {one.identity: one.birth for one in self._ranges.values()}
         mended = [one for one in self._broken.values() if one.resource_id in known]
         if any(not one.is_persistent for one in (*self._ranges.values(), *mended)):
             with suppress(DeviceError):  # whoever recreates a range switches it on again
@@ -364,11 +369,16 @@ class DaxBackend:
             handled.add(identity)
         return self._turns.setdefault(identity, trio.Lock())
 
-    def _note_name(self, identity: str, name: str) -> None:
+    def _note(self, identity: str, **changed: str | int) -> None:
         """A region that was given back may have given its range another name."""
         known = self._ranges.get(identity)
-        if known is not None and name:
-            self._ranges[identity] = msgspec.structs.replace(known, name=name)
+        if known is not None and changed["name"]:
+            self._ranges[identity] = msgspec.structs.replace(known, **changed)
+
+    def _was_away(self, one: Range) -> bool:
+        """Whether it is leased, and is not what its lease was given."""
+        identity = one.identity
+        return identity in self._held and self._given.get(identity, one.birth) != one.birth
 
     def _range_of(self, allotment: Allotment) -> Range:
         known = self._ranges.get(_identity(allotment))

@@ -54,9 +54,11 @@ class Ready(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Readied(msgspec.Struct, frozen=True, array_like=True):
-    """What the range is called now, its node by number, and what had to be overwritten before."""
+    """What the range is called now and was born as, its node by number, and what had to be
+    overwritten before."""
 
     name: str
+    birth: int
     major: int
     minor: int
     overwritten_bytes: int

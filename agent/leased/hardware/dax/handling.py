@@ -70,7 +70,7 @@ def ready(call: calls.Ready, fds: list[int]) -> calls.Readied:
     os.chown(path, call.uid, call.gid)
     os.chmod(path, _PRIVATE)
     number = os.stat(path).st_rdev
-    return calls.Readied(one.name, os.major(number), os.minor(number), overwritten)
+    return calls.Readied(one.name, one.birth, os.major(number), os.minor(number), overwritten)
 
 
 def release(call: calls.Release, fds: list[int]) -> calls.Released:

@@ -35,7 +35,8 @@ _BETWEEN = re.compile(r"dax_region\d+")
 class Range(msgspec.Struct, frozen=True, array_like=True):
     """One range. `driver` is "" where it has none; `region` the path in sysfs of the device that is
     taken away to take the range, `keeper` that of its driver, `whole` whether the range is the only
-    one there; `node` the NUMA node that its memory belongs to, or would."""
+    one there; `node` the NUMA node that its memory belongs to, or would; `birth`
+    is another one for whatever else comes under the same name."""
 
     name: str
     identity: str
@@ -47,6 +48,7 @@ class Range(msgspec.Struct, frozen=True, array_like=True):
     keeper: str
     whole: bool
     origin: str
+    birth: int = 0
 
     @property
     def resource_id(self) -> str:
@@ -91,6 +93,7 @@ def _range(name: str, device: Path, size_bytes: int, root: Path) -> Range:
         keeper=os.path.realpath(region / "driver") if (region / "driver").exists() else "",
         whole=siblings == [name],
         origin="" if origin is None else origin.name,
+        birth=os.stat(device).st_ino,
     )
 
 

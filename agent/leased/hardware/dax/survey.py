@@ -10,7 +10,7 @@ Does not read anything (`ranges`, `nodes`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from leased.hardware.calls import Surveyed
 from leased.hardware.dax.config import DaxConfig
@@ -25,6 +25,7 @@ PIN_LIMIT = (
     " process outside its lease cannot be seen, and the kernel may not wait for it: it can reach"
     " what is there later, or end the kernel; lease this only to tenants that are trusted not to"
 )
+WAS_AWAY = "it was away while it was leased, and its lease ends by that"
 NOT_OFFERED = "device-dax ranges are not offered: [hardware.dax] offer = false"
 
 
@@ -34,16 +35,17 @@ def describe(
     speeds: Sequence[tuple[int, Speed]],
     config: DaxConfig,
     lost: Sequence[Range] = (),
+    away: Collection[str] = (),
 ) -> Surveyed:
     """What is offered of `ranges`. `speeds` is what HMAT says of their nodes, where it does; `lost`
-    are regions without a driver."""
+    are regions without a driver; `away` the identities of those that are not what was leased."""
     resources: list[Resource] = []
     named = ((one.resource_id if one.identity else "device-dax", why_lost(one)) for one in lost)
     notes = [f"{name}: {why}" for name, why in named]
     known = dict(speeds)
     reference = reference_speed(nodes)
     for one in ranges:
-        why = why_not(one, config)
+        why = WAS_AWAY if one.identity in away else why_not(one, config)
         if why:
             notes.append(f"{one.resource_id} ({one.name}): {why}")
             continue
