@@ -115,8 +115,8 @@ struct gpu {
 	uint32_t repair_channel, repair_tpc, unrepairable, recovery_action;
 	uint32_t fabric_state, fabric_status, fabric_clique, fabric_health, fabric_summary;
 	/* how it behaves */
-	uint32_t lost, draining, removed, scrub_on_free, attach_ms, release_ms, release_busy_ms, latch_on_kill,
-		latched;
+	uint32_t lost, draining, removed, scrub_on_free, attach_ms;
+	uint32_t release_ms, release_busy_ms, latch_on_kill, latched;
 	uint32_t mig_in_use, first_free;
 	uint32_t cap[GPU_INSTANCES_MAX]
 		    [1 + COMPUTE_INSTANCES_MAX]; /* minors; [0]: the instance's */

@@ -210,7 +210,8 @@ async def test_a_place_that_is_filled_while_a_look_goes_on_is_not_taken_for_empt
     """A teardown that believed so would scrub nothing and fence the place for what it left."""
     driver = Driver(gpu(0, mig_enabled=True, mig_pending=True, slices=7))
     crew = driver.crew()
-    fleet = Fleet(crew, GpuConfig(mig_layout=("1g.10gb@0",)), lambda: True)  # type: ignore[arg-type]
+    config = GpuConfig(mig_layout=("1g.10gb@0",))
+    fleet = Fleet(crew, config, lambda: True)  # type: ignore[arg-type]
     await fleet.look()
     [place] = fleet.resource_ids
     examine = crew.answers["examine"]
