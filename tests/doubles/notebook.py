@@ -77,9 +77,10 @@ class Model:
         if verdict == "tenant":
             return [("tenant", request["caller"].tenant)]
         if verdict == "room":
-            return [
-                ("room", n) for n in NODES if request["node"] in (None, n) and not self.cordoned[n]
-            ]
+            nodes = [n for n in NODES if request["node"] in (None, n) and not self.cordoned[n]]
+            # What no end of a lease could serve keeps nothing from anybody.
+            if any(request["pages"] <= NODES[n] - self.column(n, "fenced") for n in nodes):
+                return [("room", n) for n in nodes]
         return []
 
     def end(self, lease: dict[str, Any], now_ns: int, how: str) -> None:

@@ -449,9 +449,12 @@ class LessorMachine(RuleBasedStateMachine):
         self.desk.restart(known=held)
         for lease in live:
             if lease["id"] not in held:
-                in_time = self.desk.now_ns < self.model.end_of(lease)
-                lease["never_armed"] = lease["state"] == "granted" and in_time
-                self.model.end(lease, self.desk.now_ns, "revoked")
+                if lease["state"] == "granted":  # never armed, so nobody has ever had it
+                    paid_until_ns = min(self.desk.now_ns, self.model.end_of(lease))
+                    lease |= {"never_armed": True, "paid_until_ns": paid_until_ns}
+                    lease |= {"ended": "revoked", "state": "revoking"}
+                else:
+                    self.model.end(lease, self.desk.now_ns, "revoked")
             elif lease["state"] == "granted":
                 lease["state"] = "active"
         self.model.waiting.clear()
