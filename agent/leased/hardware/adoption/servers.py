@@ -45,6 +45,7 @@ _MOUNTS_BYTES_MAX = 16 << 20
 _CHUNK_BYTES = 64 << 10
 _SIGKILL = 1 << 8
 _PF_EXITING = 0x4
+_WAITS = re.compile(rb"fuse|^request_wait_answer")
 _MOUNTED = re.compile(rb"^\d+ \d+ 0:(\d+) .* - fuse", re.MULTILINE)
 
 
@@ -173,22 +174,24 @@ def _threads(root: str, killed: Killed) -> Iterator[int]:
 
 
 def _uids_of_the_stuck(tid: int) -> frozenset[int]:
-    """The uids of a thread that was killed and sleeps on, before its end or within it, where
-    nothing is pending any more; none of any other."""
+    """The uids of a thread that was killed and sleeps on, before its end or, where nothing is
+    pending any more, within it; none of any other."""
     lines = read_or_empty(f"/proc/{tid}/status").decode("utf-8", "replace").splitlines()
     said = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     pending = [int(said[name][0], 16) for name in ("SigPnd", "ShdPnd") if said.get(name)]
     state = said.get("State", [""])[0]
     stays = state == "D" and any(mask & _SIGKILL for mask in pending)
-    if not stays and (state not in ("D", "S") or not _is_exiting(tid)):
+    if not stays and not (state in ("D", "S") and _is_closing(tid)):
         return frozenset()
     return frozenset(map(int, said.get("Uid", ())))
 
 
-def _is_exiting(tid: int) -> bool:
-    """What it has open is closed then, for which a server may be asked."""
+def _is_closing(tid: int) -> bool:
+    """Whether it ends, and waits for a server: what it has open is closed then. One that waits
+    there for a driver has nothing to do with what else its user has mounted."""
     fields = read_or_empty(f"/proc/{tid}/stat").rpartition(b")")[2].split()
-    return len(fields) > 6 and int(fields[6]) & _PF_EXITING != 0
+    exiting = len(fields) > 6 and int(fields[6]) & _PF_EXITING != 0
+    return exiting and _WAITS.search(read_or_empty(f"/proc/{tid}/wchan")) is not None
 
 
 def _mounted(tid: str, known: set[str], end_ns: int) -> Iterator[int]:
