@@ -41,6 +41,7 @@ NEEDS: Final = {
         ),
         Need(23, "CAP_SYS_NICE", "have the memory of a killed process back early"),
         Need(24, "CAP_SYS_RESOURCE", "keep the limits of device workers"),
+        Need(27, "CAP_MKNOD", "make the nodes of a MIG device that nobody has used yet"),
         Need(39, "CAP_BPF", "attach the device filter of a lease"),
     ),
     "leased-reaper.service": (
