@@ -167,6 +167,43 @@ def test_whose_number_is_anothers_by_now_is_not_mapped(
     assert erasing.clean(clean(beside, Erase.ZERO)).clean
 
 
+def test_who_keeps_64_dead_mappings_open_gets_no_other(beside: Namespace) -> None:
+    """As a tenant comes by them: lease after lease, each given back with its descriptor kept."""
+
+    def asked(number: int, uid: int = 1000) -> calls.Ready:
+        name = f"{number:032x}-0"
+        size_bytes, cipher = beside.size_bytes, "aes-xts-plain64"
+        names = (f"LEASED-{name}", f"lease-{name}", beside.identity)
+        return calls.Ready(*names, size_bytes, True, cipher, 512, uid, b"seed", 8, False)
+
+    def ready_and_over(number: int, uid: int = 1000) -> int:
+        one = asked(number, uid)
+        node = f"/dev/dm-{mapping.ready(one, lambda _: beside).number[1]}"
+        kept = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+        mapping.undo(calls.Undo(one.uuid, one.name))
+        return kept
+
+    def ours() -> int:
+        return len(mapping.list_ours(calls.Nothing()).uuids)
+
+    kept: list[int] = []
+    try:
+        for number in range(mapping.KEPT_MAX):
+            kept.append(ready_and_over(number))
+        assert ours() == mapping.KEPT_MAX
+        with pytest.raises(DeviceError, match="uid 1000 keeps 64 .*: close some first") as caught:
+            mapping.ready(asked(mapping.KEPT_MAX), lambda _: beside)
+        assert (caught.value.verb, caught.value.errno) == (calls.NOT_BEGUN, errno.EUSERS)
+        os.close(ready_and_over(mapping.KEPT_MAX, uid=1001))
+        os.close(kept.pop())
+        eventually(lambda: ours() < mapping.KEPT_MAX)
+        kept.append(ready_and_over(mapping.KEPT_MAX + 1))
+    finally:
+        for fd in kept:
+            os.close(fd)
+    eventually(lambda: not ours())
+
+
 def test_what_the_drive_cannot_do_is_its_own_word(beside: Namespace) -> None:
     """It advertises managing namespaces; only the log of the commands' effects tells."""
     with controller_of(beside) as controller:
