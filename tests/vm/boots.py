@@ -141,6 +141,9 @@ class Phase:
         """Run this phase's tests; True if they ran to their end."""
         words = [SUITE, self.name]
         status = self.run(words, env, PHASE_SECONDS_MAX)
+        if self.ended and not self.counted and "LEASED_MATCH" in env:
+            self.tally.say(f"     {self.name}: no test of it matches")
+            return True
         if not self.ended or not self.counted:
             self.interrogate()
             said = (self.folder / f"{self.name}.said").read_text("utf-8", "replace")[-2000:]
