@@ -118,7 +118,8 @@ def get(url: str) -> str:
             with urllib.request.urlopen(url, timeout=10) as answer:
                 return str(answer.read().decode())
         except OSError as error:
-            if time.monotonic() > deadline or getattr(error, "code", 0):
+            # 503: it has just been started, and reads what it has.
+            if time.monotonic() > deadline or getattr(error, "code", 503) != 503:
                 fail(f"{url}: {error}")
             time.sleep(0.2)
 

@@ -67,3 +67,8 @@ class Problem(Exception):
     def encoded(self) -> bytes:
         """The body."""
         return msgspec.json.encode(self.body)
+
+
+def unread() -> Problem:
+    """A collector that has just been started reads what it has."""
+    return Problem(503, "No node's records have been read yet.", headers={"Retry-After": "2"})

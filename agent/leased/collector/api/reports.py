@@ -26,7 +26,7 @@ from leased.collector.accounts.lease_rows import Question, question, usage_by_le
 from leased.collector.accounts.periods import Window
 from leased.collector.api.csv_rows import csv_of
 from leased.collector.api.folding import Folds
-from leased.collector.api.problems import Problem
+from leased.collector.api.problems import Problem, unread
 from leased.collector.api.report_queries import (
     ChargebackQuery,
     CostsQuery,
@@ -91,9 +91,7 @@ class Reports:
         once = ask if key is None else (lambda accounts: accounts.once(key, ask))
         found = told(lambda: self._ask(once))
         if found is None:
-            raise Problem(
-                503, "No node's records have been read yet.", headers={"Retry-After": "2"}
-            )
+            raise unread()
         return found
 
     def costs(self, call: Call) -> Answer:

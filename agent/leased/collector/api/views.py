@@ -22,6 +22,7 @@ import msgspec
 from leased.collector.accounts.answers import Reach
 from leased.collector.accounts.reaching import reach_of_fleet
 from leased.collector.api.allocations import seen_of
+from leased.collector.api.problems import unread
 from leased.collector.api.quotas import unknown
 from leased.collector.api.routes import Answer, Call, Caller
 from leased.collector.api.rows import lease_row, newest_first, newest_of, node_row
@@ -74,7 +75,7 @@ class Views:
         tenant = call.path.tenant
         call.caller.require_tenant(tenant)
         if tenant not in self._tenants():
-            raise unknown(tenant)
+            raise unknown(tenant) if any(self._fleet().standing().watermarks.values()) else unread()
         return Answer(self.usage_of(tenant, call.now_ns))
 
     def usage_of(self, tenant: str, now_ns: int) -> UsageSeen:
