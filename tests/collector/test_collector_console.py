@@ -217,7 +217,8 @@ def test_a_demo_fleet_is_made_served_and_looked_at(browser: Browser, tmp_path: P
                 browser.wait("document.body?.innerText.includes('demo-001')")
                 for view in ("leases", "chains", "waste"):
                     show(browser, view)
-                for one in ("healthy", "idle", "unknown", "temperature"):
+                # Whether any is "healthy" follows from the hour at which the demo is made.
+                for one in ("idle", "unknown", "temperature"):
                     browser.wait(f"document.body?.innerText.includes('{one}')")
                 browser.screenshot(artifacts(tmp_path) / "demo.png")
                 browser.open("about:blank")
