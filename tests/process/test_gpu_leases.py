@@ -32,6 +32,7 @@ mps_dir = "{root}/mps"
 release_budget = "2s"
 settle_apart = "50ms"
 """
+TELLS_ITS_NAME = ("sh", "-c", "echo $LEASE_ID")
 SEES = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['LEASE_ID'])"
 
 
@@ -213,12 +214,13 @@ def test_a_lost_gpu_ends_its_lease(agent: HostAgent, machine: Machine, says_so: 
     ended = agent.wait_for(lease_id)
     assert ended["runtime"]["state"] == "fenced"
     machine.find(0)
-    words = ("run", "--gpu", f"uuid={machine.uuid(0)}", "--wait", "2s", "--", "true")
+    words = ("run", "--gpu", f"uuid={machine.uuid(0)}", "--wait", "2s", "--", *TELLS_ITS_NAME)
     until = time.monotonic() + PATIENCE_S
     agent.leasectl("resume", "gpu")  # it looks soon: the fence opens with the proof
-    while agent.leasectl(*words, check=None).returncode:
+    while (again := agent.leasectl(*words, check=None)).returncode:
         assert time.monotonic() < until, agent.leasectl("devices", "--json").stdout
         agent.leasectl("resume", "gpu")  # an XID that was heard late wants a probe
+    assert agent.wait_for(again.stdout.strip())["runtime"]["state"] == "reclaimed"
 
 
 def test_an_instance_is_made_for_whoever_asks_for_its_profile() -> None:
