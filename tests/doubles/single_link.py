@@ -19,6 +19,7 @@ from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
 from leased.terms.teardown import CutReport
+from tests.doubles.reaper_host import ReaperHost
 
 
 class SingleLink(ReaperLink):
@@ -64,3 +65,13 @@ async def linked(path: Path, **how: Any) -> AsyncIterator[SingleLink]:
         await link.ping()  # behind BOARD, so the board has come too
         yield link
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def linked_reaper(
+    *options: str, slots: int = 256
+) -> AsyncIterator[tuple[ReaperHost, SingleLink]]:
+    """A real reaper and a link to it."""
+    with ReaperHost(*options, slots=slots) as host:
+        async with linked(host.socket_path) as link:
+            yield host, link

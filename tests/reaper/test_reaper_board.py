@@ -26,7 +26,7 @@ from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport
 from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
-from tests.doubles.single_link import SingleLink, linked
+from tests.doubles.single_link import SingleLink, linked, linked_reaper
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 HEADER_BYTES, DIAL_BYTES = 64, 16
@@ -43,104 +43,97 @@ def _move(link: SingleLink, lease: Lease) -> list[bool] | None:
 
 
 async def test_a_renewal_on_the_board_is_what_the_reaper_cuts_by() -> None:
-    with ReaperHost() as host:
-        async with linked(host.socket_path) as link:
-            lease = lease_of(ttl_ms=1_500)
-            leaf = host.leaf(lease)
-            inside = host.sleeper(leaf)
-            await link.arm(lease, leaf, (), None)
-            armed_until_ns = lease.deadline_ns
-            for _ in range(5):
-                lease = _renewed(lease, ms=400)
-                assert _move(link, lease) == [True]
-            await BootClock().sleep_until(armed_until_ns + 50 * NS_PER_MS)
-            assert inside.poll() is None, "the deadline it was armed with has passed"
-            [entry] = await link.roster()
-            assert (entry.generation, entry.deadline_ns) == (lease.generation, lease.deadline_ns)
-            await BootClock().sleep_until(lease.deadline_ns)
-            [report] = await link.revoke_many([lease.lease_id])
-            assert isinstance(report, CutReport) and report.clean and report.by_reaper
-            assert lease.deadline_ns <= report.cut_ns < lease.deadline_ns + NS_PER_S
-            assert inside.wait(5) == -signal.SIGKILL
+    async with linked_reaper() as (host, link):
+        lease = lease_of(ttl_ms=1_500)
+        leaf = host.leaf(lease)
+        inside = host.sleeper(leaf)
+        await link.arm(lease, leaf, (), None)
+        armed_until_ns = lease.deadline_ns
+        for _ in range(5):
+            lease = _renewed(lease, ms=400)
+            assert _move(link, lease) == [True]
+        await BootClock().sleep_until(armed_until_ns + 50 * NS_PER_MS)
+        assert inside.poll() is None, "the deadline it was armed with has passed"
+        [entry] = await link.roster()
+        assert (entry.generation, entry.deadline_ns) == (lease.generation, lease.deadline_ns)
+        await BootClock().sleep_until(lease.deadline_ns)
+        [report] = await link.revoke_many([lease.lease_id])
+        assert isinstance(report, CutReport) and report.clean and report.by_reaper
+        assert lease.deadline_ns <= report.cut_ns < lease.deadline_ns + NS_PER_S
+        assert inside.wait(5) == -signal.SIGKILL
 
 
 async def test_after_the_cut_has_begun_a_renewal_on_the_board_is_late() -> None:
-    with ReaperHost() as host:
-        async with linked(host.socket_path) as link:
-            lease = lease_of(ttl_ms=LATER_MS)
-            await link.arm(lease, "", (), None)
-            await link.revoke(lease.lease_id)
-            assert _move(link, _renewed(lease, ms=10)) == [False]
-            assert not await link.renew(lease.lease_id, 2, lease.deadline_ns + NS_PER_S)
+    async with linked_reaper() as (_, link):
+        lease = lease_of(ttl_ms=LATER_MS)
+        await link.arm(lease, "", (), None)
+        await link.revoke(lease.lease_id)
+        assert _move(link, _renewed(lease, ms=10)) == [False]
+        assert not await link.renew(lease.lease_id, 2, lease.deadline_ns + NS_PER_S)
 
 
 async def test_a_renewal_that_another_overtook_on_the_board_is_not_late() -> None:
     """It went by a packet; the cut that follows a late one would end a lease that lives."""
-    with ReaperHost() as host:
-        async with linked(host.socket_path) as link:
-            lease = lease_of(ttl_ms=LATER_MS)
-            await link.arm(lease, "", (), None)
-            first = _renewed(lease, ms=1_000)
-            second = _renewed(first, ms=1_000)
-            assert _move(link, second) == [True]
-            assert await link.renew(first.lease_id, first.generation, first.deadline_ns)
-            [entry] = await link.roster()
-            assert (entry.generation, entry.deadline_ns) == (second.generation, second.deadline_ns)
-            third = _renewed(second, ms=1_000)
-            assert _move(link, third) == [True], "the link knows what stands on the board"
+    async with linked_reaper() as (_, link):
+        lease = lease_of(ttl_ms=LATER_MS)
+        await link.arm(lease, "", (), None)
+        first = _renewed(lease, ms=1_000)
+        second = _renewed(first, ms=1_000)
+        assert _move(link, second) == [True]
+        assert await link.renew(first.lease_id, first.generation, first.deadline_ns)
+        [entry] = await link.roster()
+        assert (entry.generation, entry.deadline_ns) == (second.generation, second.deadline_ns)
+        third = _renewed(second, ms=1_000)
+        assert _move(link, third) == [True], "the link knows what stands on the board"
 
 
 async def test_a_renewal_and_an_earlier_end_that_are_told_together_are_both_in_time() -> None:
     """Told ahead, the end is there before the renewal is asked after: that was overtaken by us."""
-    with ReaperHost() as host:
-        async with linked(host.socket_path) as link:
-            lease = lease_of(ttl_ms=LATER_MS)
-            await link.arm(lease, "", (), None)
-            later = _renewed(lease, ms=1_000)
-            sooner = _renewed(later, ms=-LATER_MS // 2)
-            moves = [(one.lease_id, one.generation, one.deadline_ns) for one in (later, sooner)]
-            assert link.renew_at_once(moves) is None
-            link.renew_ahead(moves)
-            assert await link.renew_many(moves) == [True, True]
-            [entry] = await link.roster()
-            assert (entry.generation, entry.deadline_ns) == (sooner.generation, sooner.deadline_ns)
-            again = _renewed(sooner, ms=1_000)
-            assert _move(link, again) == [True], "the link knows where it was left"
+    async with linked_reaper() as (_, link):
+        lease = lease_of(ttl_ms=LATER_MS)
+        await link.arm(lease, "", (), None)
+        later = _renewed(lease, ms=1_000)
+        sooner = _renewed(later, ms=-LATER_MS // 2)
+        moves = [(one.lease_id, one.generation, one.deadline_ns) for one in (later, sooner)]
+        assert link.renew_at_once(moves) is None
+        link.renew_ahead(moves)
+        assert await link.renew_many(moves) == [True, True]
+        [entry] = await link.roster()
+        assert (entry.generation, entry.deadline_ns) == (sooner.generation, sooner.deadline_ns)
+        again = _renewed(sooner, ms=1_000)
+        assert _move(link, again) == [True], "the link knows where it was left"
 
 
 async def test_nothing_is_late_by_a_deadline_that_a_packet_under_way_moves() -> None:
-    with ReaperHost() as host:
-        async with linked(host.socket_path) as link:
-            lease = lease_of(ttl_ms=40)
-            await link.arm(lease, "", (), None)
-            later = _renewed(lease, ms=LATER_MS)
-            link.renew_ahead([(later.lease_id, later.generation, later.deadline_ns)])
-            await BootClock().sleep_until(lease.deadline_ns)
-            moves = [(one.lease_id, one.generation, one.deadline_ns) for one in (later,)]
-            assert _move(link, _renewed(later, ms=1_000)) is None, "the reaper is to be asked"
-            assert await link.renew_many(moves) == [True]
+    async with linked_reaper() as (_, link):
+        lease = lease_of(ttl_ms=40)
+        await link.arm(lease, "", (), None)
+        later = _renewed(lease, ms=LATER_MS)
+        link.renew_ahead([(later.lease_id, later.generation, later.deadline_ns)])
+        await BootClock().sleep_until(lease.deadline_ns)
+        moves = [(one.lease_id, one.generation, one.deadline_ns) for one in (later,)]
+        assert _move(link, _renewed(later, ms=1_000)) is None, "the reaper is to be asked"
+        assert await link.renew_many(moves) == [True]
 
 
 async def test_a_deadline_that_has_passed_is_late_whoever_was_quicker() -> None:
-    with ReaperHost() as host:
-        async with linked(host.socket_path) as link:
-            lease = lease_of(ttl_ms=30)
-            await link.arm(lease, "", (), None)
-            await BootClock().sleep_until(lease.deadline_ns)
-            assert _move(link, _renewed(lease, ms=1_000)) == [False]
+    async with linked_reaper() as (_, link):
+        lease = lease_of(ttl_ms=30)
+        await link.arm(lease, "", (), None)
+        await BootClock().sleep_until(lease.deadline_ns)
+        assert _move(link, _renewed(lease, ms=1_000)) == [False]
 
 
 async def test_an_earlier_deadline_goes_to_the_reaper_itself() -> None:
-    with ReaperHost() as host:
-        async with linked(host.socket_path) as link:
-            lease = lease_of(ttl_ms=LATER_MS)
-            leaf = host.leaf(lease)
-            inside = host.sleeper(leaf)
-            await link.arm(lease, leaf, (), None)
-            sooner = _renewed(lease, ms=1_500 - LATER_MS)
-            assert _move(link, sooner) is None
-            assert await link.renew(lease.lease_id, sooner.generation, sooner.deadline_ns)
-            assert inside.wait(5) == -signal.SIGKILL
+    async with linked_reaper() as (host, link):
+        lease = lease_of(ttl_ms=LATER_MS)
+        leaf = host.leaf(lease)
+        inside = host.sleeper(leaf)
+        await link.arm(lease, leaf, (), None)
+        sooner = _renewed(lease, ms=1_500 - LATER_MS)
+        assert _move(link, sooner) is None
+        assert await link.renew(lease.lease_id, sooner.generation, sooner.deadline_ns)
+        assert inside.wait(5) == -signal.SIGKILL
 
 
 async def test_a_renewal_that_the_reaper_never_saw_outlives_it() -> None:
@@ -163,30 +156,28 @@ async def test_a_renewal_that_the_reaper_never_saw_outlives_it() -> None:
 
 @pytest.mark.parametrize("nonsense", ["far", "early"])
 async def test_what_cannot_be_a_deadline_is_not_believed(nonsense: str) -> None:
-    with ReaperHost("--horizon-s=3600") as host:
-        async with linked(host.socket_path) as link:
-            lease = lease_of(ttl_ms=1_500)
-            leaf = host.leaf(lease)
-            inside = host.sleeper(leaf)
-            await link.arm(lease, leaf, (), None)
-            with _board(host) as board:
-                value = boot_ns() + 7200 * NS_PER_S if nonsense == "far" else 1
-                _set_dial(board, lease, value)
-            await BootClock().sleep_until(lease.deadline_ns)
-            assert inside.wait(5) == -signal.SIGKILL
-            [report] = await link.revoke_many([lease.lease_id])
-            assert isinstance(report, CutReport) and report.cut_ns >= lease.deadline_ns
-            assert "event=board_corrupt" in host.log()
+    async with linked_reaper("--horizon-s=3600") as (host, link):
+        lease = lease_of(ttl_ms=1_500)
+        leaf = host.leaf(lease)
+        inside = host.sleeper(leaf)
+        await link.arm(lease, leaf, (), None)
+        with _board(host) as board:
+            value = boot_ns() + 7200 * NS_PER_S if nonsense == "far" else 1
+            _set_dial(board, lease, value)
+        await BootClock().sleep_until(lease.deadline_ns)
+        assert inside.wait(5) == -signal.SIGKILL
+        [report] = await link.revoke_many([lease.lease_id])
+        assert isinstance(report, CutReport) and report.cut_ns >= lease.deadline_ns
+        assert "event=board_corrupt" in host.log()
 
 
 async def test_a_renewal_beyond_the_horizon_is_refused_by_the_reaper() -> None:
-    with ReaperHost("--horizon-s=3600") as host:
-        async with linked(host.socket_path) as link:
-            lease = lease_of(ttl_ms=LATER_MS)
-            await link.arm(lease, "", (), None)
-            far = _renewed(lease, ms=7_200_000)
-            assert _move(link, far) is None
-            assert not await link.renew(lease.lease_id, far.generation, far.deadline_ns)
+    async with linked_reaper("--horizon-s=3600") as (_, link):
+        lease = lease_of(ttl_ms=LATER_MS)
+        await link.arm(lease, "", (), None)
+        far = _renewed(lease, ms=7_200_000)
+        assert _move(link, far) is None
+        assert not await link.renew(lease.lease_id, far.generation, far.deadline_ns)
 
 
 async def test_a_place_that_another_lease_has_now_is_not_touched() -> None:
@@ -280,22 +271,21 @@ async def test_a_renewal_is_seen_before_its_generation_and_then_with_it() -> Non
 
 
 async def test_what_is_added_to_a_lease_does_not_forget_its_renewal() -> None:
-    with ReaperHost() as host:
-        async with linked(host.socket_path) as link:
-            lease = lease_of(ttl_ms=LATER_MS)
-            leaf, later = host.leaf(lease), _renewed(lease, ms=1_000)
-            await link.arm(lease, "", (), None)
-            pid, beside = _reaper_pid(host), host.connect()
-            os.kill(pid, signal.SIGSTOP)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(link.arm, lease, leaf, (), None)
-                await trio.testing.wait_all_tasks_blocked()
-                os.kill(pid, signal.SIGCONT)
-                # The lease has been armed when somebody is told so; the link has not heard it yet.
-                while not _listed(beside)[0].cgroup:
-                    pass
-                assert _move(link, later) == [True]
-            assert _move(link, _renewed(later, ms=1_000)) == [True], "known where it was left"
+    async with linked_reaper() as (host, link):
+        lease = lease_of(ttl_ms=LATER_MS)
+        leaf, later = host.leaf(lease), _renewed(lease, ms=1_000)
+        await link.arm(lease, "", (), None)
+        pid, beside = _reaper_pid(host), host.connect()
+        os.kill(pid, signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.arm, lease, leaf, (), None)
+            await trio.testing.wait_all_tasks_blocked()
+            os.kill(pid, signal.SIGCONT)
+            # The lease has been armed when somebody is told so; the link has not heard it yet.
+            while not _listed(beside)[0].cgroup:
+                pass
+            assert _move(link, later) == [True]
+        assert _move(link, _renewed(later, ms=1_000)) == [True], "known where it was left"
 
 
 def _ask_to_arm(sock: socket.socket, lease: Lease, times: int) -> None:

@@ -32,7 +32,7 @@ from leased.terms.teardown import CutReport
 from tests.doubles.host import not_proven
 from tests.doubles.reaper_host import ReaperHost, lease_of, open_fds, usable
 from tests.doubles.scarcity import descriptors_left
-from tests.doubles.single_link import SingleLink, linked
+from tests.doubles.single_link import SingleLink, linked, linked_reaper
 
 needs_root = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 LATER_MS = 60_000
@@ -222,85 +222,81 @@ async def test_what_the_agent_holds_is_armed_again_when_the_reaper_forgot_everyt
 
 @needs_root
 async def test_holders_that_come_in_one_packet_are_told_apart() -> None:
-    with ReaperHost() as host:
-        async with linked(host.socket_path) as link:
-            one, other, gone = host.sleeper(), host.sleeper(), host.sleeper()
-            pidfd_of = {process: host.pidfd(process) for process in (one, other, gone)}
-            gone.kill()
-            gone.wait()
-            holders = [one, one, gone, other, one, gone]
-            asked = [(lease_of(ttl_ms=LATER_MS), holder) for holder in holders]
-            armed = [Arming(lease, "", (), pidfd_of[holder], ()) for lease, holder in asked]
-            assert await link.arm_many(armed) == [None] * len(asked)
-            found = {entry.lease_id: entry for entry in await link.roster()}
-            for lease, holder in asked:
-                entry = found[lease.lease_id]
-                assert entry.pid == (0 if holder is gone else holder.pid)
-                if entry.pidfd is not None:
-                    os.close(entry.pidfd)
+    async with linked_reaper() as (host, link):
+        one, other, gone = host.sleeper(), host.sleeper(), host.sleeper()
+        pidfd_of = {process: host.pidfd(process) for process in (one, other, gone)}
+        gone.kill()
+        gone.wait()
+        holders = [one, one, gone, other, one, gone]
+        asked = [(lease_of(ttl_ms=LATER_MS), holder) for holder in holders]
+        armed = [Arming(lease, "", (), pidfd_of[holder], ()) for lease, holder in asked]
+        assert await link.arm_many(armed) == [None] * len(asked)
+        found = {entry.lease_id: entry for entry in await link.roster()}
+        for lease, holder in asked:
+            entry = found[lease.lease_id]
+            assert entry.pid == (0 if holder is gone else holder.pid)
+            if entry.pidfd is not None:
+                os.close(entry.pidfd)
 
 
 @needs_root
 async def test_a_cut_asked_for_is_reported_through_a_restart() -> None:
-    with ReaperHost("--kill-ms=5000") as host:
-        async with linked(host.socket_path) as link:
-            leases = [lease_of(ttl_ms=LATER_MS) for _ in range(20)]
-            await link.arm_many([Arming(lease, host.leaf(lease)) for lease in leases])
-            os.kill(host.process.pid, signal.SIGSTOP)
-            reports: list[CutReport | DeviceError] = []
+    async with linked_reaper("--kill-ms=5000") as (host, link):
+        leases = [lease_of(ttl_ms=LATER_MS) for _ in range(20)]
+        await link.arm_many([Arming(lease, host.leaf(lease)) for lease in leases])
+        os.kill(host.process.pid, signal.SIGSTOP)
+        reports: list[CutReport | DeviceError] = []
 
-            async def ask() -> None:
-                reports.extend(await link.revoke_many([lease.lease_id for lease in leases]))
+        async def ask() -> None:
+            reports.extend(await link.revoke_many([lease.lease_id for lease in leases]))
 
-            async with trio.open_nursery() as asking:
-                asking.start_soon(ask)
-                await trio.testing.wait_all_tasks_blocked()
-                host.kill()
-                host.start()
-            assert all(isinstance(report, CutReport) for report in reports)
-            assert len(reports) == len(leases)
+        async with trio.open_nursery() as asking:
+            asking.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            host.kill()
+            host.start()
+        assert all(isinstance(report, CutReport) for report in reports)
+        assert len(reports) == len(leases)
 
 
 @needs_root
 async def test_the_roster_hands_over_many_leases_in_pages() -> None:
-    with ReaperHost(slots=512) as host:
-        async with linked(host.socket_path) as link:
-            fd = host.closing(verbs.create_memory("shared", size_bytes=4096))
-            leases = [lease_of(ttl_ms=LATER_MS) for _ in range(400)]
-            outcomes = await link.arm_many([Arming(lease, "", (fd,)) for lease in leases])
-            assert outcomes == [None] * 400
-            roster = await link.roster()
-            assert {entry.lease_id for entry in roster} == {lease.lease_id for lease in leases}
-            inode = os.fstat(fd).st_ino
-            for entry in roster:
-                assert [os.fstat(one).st_ino for one in entry.fds] == [inode]
-                os.close(entry.fds[0])
-            cut = await link.revoke_many([lease.lease_id for lease in leases])
-            assert all(isinstance(report, CutReport) and report.clean for report in cut)
-            await link.disarm_many([lease.lease_id for lease in leases])
-            assert await link.roster() == []
+    async with linked_reaper(slots=512) as (host, link):
+        fd = host.closing(verbs.create_memory("shared", size_bytes=4096))
+        leases = [lease_of(ttl_ms=LATER_MS) for _ in range(400)]
+        outcomes = await link.arm_many([Arming(lease, "", (fd,)) for lease in leases])
+        assert outcomes == [None] * 400
+        roster = await link.roster()
+        assert {entry.lease_id for entry in roster} == {lease.lease_id for lease in leases}
+        inode = os.fstat(fd).st_ino
+        for entry in roster:
+            assert [os.fstat(one).st_ino for one in entry.fds] == [inode]
+            os.close(entry.fds[0])
+        cut = await link.revoke_many([lease.lease_id for lease in leases])
+        assert all(isinstance(report, CutReport) and report.clean for report in cut)
+        await link.disarm_many([lease.lease_id for lease in leases])
+        assert await link.roster() == []
 
 
 @needs_root
 @pytest.mark.parametrize("left", [0, 1, 2, 3, 5])
 async def test_a_roster_for_which_there_is_no_room_is_an_error_and_not_a_part(left: int) -> None:
-    with ReaperHost() as host:
-        async with linked(host.socket_path) as link:
-            own = [host.closing(verbs.create_memory("own", size_bytes=4096)) for _ in range(4)]
-            holder = host.pidfd(host.sleeper())
-            await link.arm_many(
-                [Arming(lease_of(ttl_ms=LATER_MS), "", (own[at], own[at + 1]), holder)
-                for at in (0, 2)]
-            )
-            before = open_fds(os.getpid())
-            with descriptors_left(left), pytest.raises(DeviceError) as failed:
-                await link.roster()
-            assert failed.value.errno == errno.EMFILE
-            assert open_fds(os.getpid()) == before
-            for entry in await link.roster():
-                assert len(entry.fds) == 2 and entry.pidfd is not None
-                for fd in (entry.pidfd, *entry.fds):
-                    os.close(fd)
+    async with linked_reaper() as (host, link):
+        own = [host.closing(verbs.create_memory("own", size_bytes=4096)) for _ in range(4)]
+        holder = host.pidfd(host.sleeper())
+        await link.arm_many(
+            [Arming(lease_of(ttl_ms=LATER_MS), "", (own[at], own[at + 1]), holder)
+            for at in (0, 2)]
+        )
+        before = open_fds(os.getpid())
+        with descriptors_left(left), pytest.raises(DeviceError) as failed:
+            await link.roster()
+        assert failed.value.errno == errno.EMFILE
+        assert open_fds(os.getpid()) == before
+        for entry in await link.roster():
+            assert len(entry.fds) == 2 and entry.pidfd is not None
+            for fd in (entry.pidfd, *entry.fds):
+                os.close(fd)
 
 
 @needs_root

@@ -22,7 +22,7 @@ from leased.terms.teardown import CutReport, TeardownStep
 from tests.doubles import mappings
 from tests.doubles.host import not_proven
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable
-from tests.doubles.single_link import linked
+from tests.doubles.single_link import linked, linked_reaper
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 LATER_MS = 60_000
@@ -58,12 +58,11 @@ def _step(report: CutReport, step: TeardownStep) -> tuple[int, int]:
 
 @pytest.mark.skipif(mappings.usable(), reason="this kernel can revoke mappings")
 async def test_what_this_kernel_cannot_revoke_is_not_armed() -> None:
-    with ReaperHost() as host:
-        async with linked(host.socket_path) as link:
-            with pytest.raises(DeviceError) as refused:
-                await link.arm(lease_of(ttl_ms=LATER_MS), "", (), None, FIRST)
-            assert refused.value.errno == errno.ENODEV
-            assert await link.roster() == []
+    async with linked_reaper() as (_, link):
+        with pytest.raises(DeviceError) as refused:
+            await link.arm(lease_of(ttl_ms=LATER_MS), "", (), None, FIRST)
+        assert refused.value.errno == errno.ENODEV
+        assert await link.roster() == []
 
 
 @pytest.mark.vm

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import resource
 import shutil
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 from array import array
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport
 from tests.doubles.host import not_proven
 from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
-from tests.doubles.single_link import linked
+from tests.doubles.single_link import linked, linked_reaper
 
 needs_root = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 STORM = 10_000
@@ -125,22 +127,21 @@ async def test_one_lease_is_cut_within_five_milliseconds() -> None:
     """
     first_ns: list[int] = []
     lags_ns: list[int] = []
-    with ReaperHost("--realtime") as host:
-        async with linked(host.socket_path) as link:
-            leases = [lease_of(ttl_ms=12_000 + 20 * number) for number in range(100)]
-            for lease in leases:
-                leaf = host.leaf(lease)
-                host.sleeper(leaf)
-                await link.arm(lease, leaf, (), None)
-            now_ns = boot_ns()
-            moved = [now_ns + (200 + 20 * number) * NS_PER_MS for number in range(100)]
-            moves = [(lease.lease_id, 2, at) for lease, at in zip(leases, moved, strict=True)]
-            assert all(await link.renew_many(moves))
-            await BootClock().sleep_until(moved[-1])
-            for lease, at in zip(leases, moved, strict=True):
-                report = await link.revoke(lease.lease_id)
-                first_ns.append(report.steps[0].began_ns - at)
-                lags_ns.append(report.cut_ns - at)
+    async with linked_reaper("--realtime") as (host, link):
+        leases = [lease_of(ttl_ms=12_000 + 20 * number) for number in range(100)]
+        for lease in leases:
+            leaf = host.leaf(lease)
+            host.sleeper(leaf)
+            await link.arm(lease, leaf, (), None)
+        now_ns = boot_ns()
+        moved = [now_ns + (200 + 20 * number) * NS_PER_MS for number in range(100)]
+        moves = [(lease.lease_id, 2, at) for lease, at in zip(leases, moved, strict=True)]
+        assert all(await link.renew_many(moves))
+        await BootClock().sleep_until(moved[-1])
+        for lease, at in zip(leases, moved, strict=True):
+            report = await link.revoke(lease.lease_id)
+            first_ns.append(report.steps[0].began_ns - at)
+            lags_ns.append(report.cut_ns - at)
     first_ns.sort()
     lags_ns.sort()
     print("first blow us:", *(f"p{at} {first_ns[at] // 1000}" for at in (50, 90, 98)))
@@ -152,23 +153,40 @@ async def test_one_lease_is_cut_within_five_milliseconds() -> None:
 @needs_root
 async def test_whoever_cannot_be_let_in_takes_no_processor_and_is_let_in_later() -> None:
     """The door stays ready for as long as somebody waits there and no descriptor is free."""
-    with ReaperHost() as host:
-        async with linked(host.socket_path) as link:
-            lease, pid = lease_of(ttl_ms=600), host.process.pid
-            await link.arm(lease, "", (), None)
-            before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
-            waiting = host.connect()
-            ran_ns = host.ran_ns()
-            await BootClock().sleep_until(lease.deadline_ns)
-            report = await link.revoke(lease.lease_id)
-            assert report.clean and host.ran_ns() - ran_ns < 100 * NS_PER_MS
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-            ping = (protocol.MAGIC, protocol.VERSION, protocol.PING, 5, 0, 0, 0, 0)
-            waiting.send(protocol.HEADER.pack(*ping))
-            answer = protocol.decode(memoryview(await trio.to_thread.run_sync(waiting.recv, 65536)))
-            assert answer is not None and answer.serial == 5
-            assert host.log().count("event=no_room_for_clients") == 1
+    async with linked_reaper() as (host, link):
+        lease, pid = lease_of(ttl_ms=600), host.process.pid
+        await link.arm(lease, "", (), None)
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        waiting = host.connect()
+        ran_ns = host.ran_ns()
+        await BootClock().sleep_until(lease.deadline_ns)
+        report = await link.revoke(lease.lease_id)
+        assert report.clean and host.ran_ns() - ran_ns < 100 * NS_PER_MS
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        ping = (protocol.MAGIC, protocol.VERSION, protocol.PING, 5, 0, 0, 0, 0)
+        waiting.send(protocol.HEADER.pack(*ping))
+        answer = protocol.decode(memoryview(await trio.to_thread.run_sync(waiting.recv, 65536)))
+        assert answer is not None and answer.serial == 5
+        assert host.log().count("event=no_room_for_clients") == 1
+
+
+@contextlib.contextmanager
+def _refusing(host: ReaperHost, trace: Path, call: str, how: str) -> Iterator[None]:
+    """The kernel answers a call of the reaper's so, until the `with` ends, however it ends."""
+    what = f"what the reaper does when {call} is refused"
+    if shutil.which("strace") is None:
+        not_proven(what, "there is no strace")
+    fault = ("-e", f"trace={call}", "-e", f"inject={call}:{how}")
+    command = ("strace", "-ttt", "-p", str(host.process.pid), *fault, "-o", str(trace))
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as tracer:
+        try:
+            assert tracer.stderr is not None
+            if b"attached" not in tracer.stderr.readline():
+                not_proven(what, "strace cannot trace here")
+            yield
+        finally:
+            tracer.terminate()
 
 
 @needs_root
@@ -178,8 +196,6 @@ def test_a_report_that_the_kernel_has_no_memory_for_is_sent_later_without_turnin
 ) -> None:
     """The socket is not full, so it never stops being writable: who waits for that does not
     wait."""
-    if shutil.which("strace") is None:
-        not_proven("what the reaper does without memory", "there is no strace")
     with ReaperHost() as host:
         sock, lease = host.connect(), lease_of(ttl_ms=500)
         sock.settimeout(10)
@@ -187,16 +203,8 @@ def test_a_report_that_the_kernel_has_no_memory_for_is_sent_later_without_turnin
         sock.send(protocol.encode(protocol.ARM, 1, 1, entry))
         sock.recv(65536)
         trace = tmp_path / "trace"
-        fault = ("-e", "trace=sendmsg", "-e", f"inject=sendmsg:error={error}:when=1..3")
-        pid = str(host.process.pid)
-        with subprocess.Popen(
-            ("strace", "-ttt", "-p", pid, *fault, "-o", str(trace)), stderr=subprocess.PIPE
-        ) as tracer:
-            assert tracer.stderr is not None
-            if b"attached" not in tracer.stderr.readline():
-                not_proven("what the reaper does without memory", "strace cannot trace here")
+        with _refusing(host, trace, "sendmsg", f"error={error}:when=1..3"):
             answer = protocol.decode(memoryview(sock.recv(65536)))
-            tracer.terminate()
         [report] = protocol.decode_reports(answer)
         assert report.clean
         sent = [line for line in trace.read_text("utf-8").splitlines() if "sendmsg(" in line]
@@ -207,19 +215,12 @@ def test_a_report_that_the_kernel_has_no_memory_for_is_sent_later_without_turnin
 @needs_root
 def test_memory_is_taken_though_the_kernel_lets_nobody_be_watched(tmp_path: Path) -> None:
     """How much one user may watch is bounded for all of that user's processes together."""
-    if shutil.which("strace") is None:
-        not_proven("what the reaper does without watches", "there is no strace")
     with ReaperHost("--backstop-ms=0") as host:
         sock = host.connect()
+        sock.send(protocol.encode(protocol.PING, 1, 0, b""))
+        sock.recv(65536)  # it is let in: once the kernel refuses, nobody is
         fd = host.closing(verbs.create_memory("taken", size_bytes=8192))
-        trace, pid = tmp_path / "trace", str(host.process.pid)
-        fault = ("-e", "trace=epoll_ctl", "-e", "inject=epoll_ctl:error=ENOSPC")
-        with subprocess.Popen(
-            ("strace", "-p", pid, *fault, "-o", str(trace)), stderr=subprocess.PIPE
-        ) as tracer:
-            assert tracer.stderr is not None
-            if b"attached" not in tracer.stderr.readline():
-                not_proven("what the reaper does without watches", "strace cannot trace here")
+        with _refusing(host, tmp_path / "trace", "epoll_ctl", "error=ENOSPC"):
             lease = lease_of(ttl_ms=500)
             entry = protocol.ARM_ENTRY.pack(lease.lease_id, 1, lease.deadline_ns, 0, 1, 0, b"", b"")
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))]
@@ -229,6 +230,5 @@ def test_memory_is_taken_though_the_kernel_lets_nobody_be_watched(tmp_path: Path
             until_ns = boot_ns() + 10 * NS_PER_S
             while "event=backstop_ended" not in host.log() and boot_ns() < until_ns:
                 pass
-            tracer.terminate()
         assert "event=backstop_ended" in host.log()
         assert verbs.memory_blocks(fd) == 0

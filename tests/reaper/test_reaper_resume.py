@@ -27,7 +27,7 @@ from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import TeardownStep
 from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
-from tests.doubles.single_link import linked
+from tests.doubles.single_link import linked, linked_reaper
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 LATER_MS = 60_000
@@ -152,16 +152,15 @@ async def test_an_agent_that_lives_gives_the_memory_back_in_time() -> None:
 
 
 async def test_the_report_of_a_cut_survives_and_a_released_holder_is_spared_for_ever() -> None:
-    with ReaperHost() as host:
-        async with linked(host.socket_path) as link:
-            lease = lease_of(ttl_ms=LATER_MS)
-            holder = host.sleeper()
-            await link.arm(lease, "", (), host.pidfd(holder))
-            report = await link.revoke(lease.lease_id, spare_holder=True)
-            host.kill()
-            host.start()
-            assert await link.revoke(lease.lease_id) == report
-            assert holder.poll() is None
+    async with linked_reaper() as (host, link):
+        lease = lease_of(ttl_ms=LATER_MS)
+        holder = host.sleeper()
+        await link.arm(lease, "", (), host.pidfd(holder))
+        report = await link.revoke(lease.lease_id, spare_holder=True)
+        host.kill()
+        host.start()
+        assert await link.revoke(lease.lease_id) == report
+        assert holder.poll() is None
 
 
 async def test_another_boot_has_no_leases() -> None:
