@@ -110,6 +110,14 @@ def test_one_anchor_slot_edited_by_hand_is_made_good(grown: HostAgent) -> None:
         grown.stop()
 
 
+def test_a_checksum_that_the_disk_has_changed_is_told(grown: HostAgent) -> None:
+    """The record holds by its hash, so there is nothing to refuse."""
+    patch(first_segment(grown), 4096 + 4)
+    grown.start()
+    assert "the disk has changed the log: record 0 is the first" in grown.log()
+    judge(grown)
+
+
 def test_an_older_anchor_put_back(grown: HostAgent) -> None:
     """A log and anchor rolled back apart do not hold together."""
     old = (grown.audit / "anchor").read_bytes()

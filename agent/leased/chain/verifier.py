@@ -297,7 +297,7 @@ class Verifier:
             raise ChainError(BAD_SEAL, why, sequence=sequence, offset=at, file=self.file)
         elif kind == _SEALED:
             event = self._decoded(data, offset, sequence, at)
-            # The root is compared when the tree has grown to here (`_check_seal`).
+            # The root is compared when the tree has grown to here (`_check`).
             wrong = epochs.judge(event, sequence) if isinstance(event, EpochSealed) else None
             if wrong:
                 why = f"the seal: {wrong}"

@@ -100,8 +100,6 @@ class OpenedLog:
         self.frontier = frontier
         self.batch = writer.slot.generation + 1
         self.crc_damaged = scan.crc_damaged
-        self.unknown_records = scan.unknown
-        self.clock_breaks = scan.clock_breaks
         self.acknowledged: dict[int, int] = {}
         """The largest tree that each key has countersigned, as far as `history` was read, and what
         was noted since."""

@@ -90,8 +90,6 @@ class Scan(msgspec.Struct, frozen=True):
     rotations: list[tuple[int, str, int]]
     epochs: list[tuple[int, str, int]]
     crc_damaged: tuple[int, ...]
-    unknown: int
-    clock_breaks: int
 
 
 def segment_names(names: Sequence[str]) -> list[str]:
@@ -194,8 +192,6 @@ def _join(scans: Sequence[SegmentScan]) -> Scan:
         rotations,
         epochs,
         damaged,
-        sum(scan.verified.unknown for scan in scans),
-        sum(scan.verified.clock_breaks for scan in scans),
     )
 
 

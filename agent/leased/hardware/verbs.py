@@ -127,11 +127,6 @@ def kill_cgroup(dirfd: int, *, timeout_ms: int) -> None:
     checked("cgroup_kill", lib.leased_cgroup_kill(dirfd, timeout_ms))
 
 
-def cgroup_populated(dirfd: int) -> bool:
-    """Whether anybody lives in the subtree."""
-    return checked("cgroup_populated", lib.leased_cgroup_populated(dirfd)) == 1
-
-
 def load_filter(rules: Sequence[DeviceRule]) -> int:
     """Load a device filter that allows exactly `rules`; returns the program's fd."""
     table = ffi.new("struct leased_device_rule[]", [tuple(rule) for rule in rules])

@@ -79,8 +79,13 @@ async def settle(
     entropy: Entropy,
     say: Callable[[str], None],
 ) -> None:
-    """What is to be done about the log itself once the start is sealed: tell what was repaired, let
-    go what is old."""
+    """What is to be done about the log itself once the start is sealed: tell what is wrong with the
+    disk and what was repaired, let go what is old."""
+    if opened.crc_damaged:
+        say(
+            f"the disk has changed the log: record {opened.crc_damaged[0]} is the first whose"
+            " checksum is wrong; by their hashes all records hold"
+        )
     await seal_repair(opened, sealer, opened.journal, clock, entropy)
     kept = (config.log.retention_ns, config.log.free_bytes_min)
     await prune(opened, sealer, config.listener, *kept, clock, entropy, say)
