@@ -147,7 +147,6 @@ class NodeView:
     def apply(self, sequence: int, event: Event | Unknown, moment: Moment) -> None:
         """Take one record in."""
         self.next_seq, self.moment = sequence + 1, moment
-        kind = type(event).__name__
         if isinstance(event, _TURNS):
             self.turned_wall_ns = moment.wall_ns
         if isinstance(event, LeaseEvent):
@@ -178,20 +177,23 @@ class NodeView:
         elif isinstance(event, events.OverageBegan | events.OverageEnded):
             self.over.pop((event.holder, event.rule), None)
         elif isinstance(event, events.Refused):
-            self.tenants[event.tenant] = None
-            self.refused[event.tenant] = self.refused.get(event.tenant, 0) + 1
-            self.compliance.refuse(event.tenant, moment.wall_ns, event.reason)
-            if event.reason in _THROTTLES:
-                self.throttled[event.tenant] = moment.wall_ns
-            want = Want(moment.wall_ns, event.limit, event.usage, event.requested)
-            of = event.resource_kind
-            if event.reason in _LIMITS:
-                self.wants[event.tenant, event.reason, of] = want
-            whole = 0 if of is None else self._totals.get(of, 0)
-            if event.reason in _NO_ROOM and of is not None and event.requested <= whole:
-                self.unmet[event.tenant, of] = want
-            self._tell(sequence, kind, moment, event.tenant, "")
+            self._refuse(event, moment.wall_ns)
+            self._tell(sequence, event, moment, event.tenant, "")
         self.applied = sequence + 1
+
+    def _refuse(self, event: events.Refused, wall_ns: int) -> None:
+        tenant, of = event.tenant, event.resource_kind
+        self.tenants[tenant] = None
+        self.refused[tenant] = self.refused.get(tenant, 0) + 1
+        self.compliance.refuse(tenant, wall_ns, event.reason)
+        if event.reason in _THROTTLES:
+            self.throttled[tenant] = wall_ns
+        want = Want(wall_ns, event.limit, event.usage, event.requested)
+        if event.reason in _LIMITS:
+            self.wants[tenant, event.reason, of] = want
+        whole = 0 if of is None else self._totals.get(of, 0)
+        if event.reason in _NO_ROOM and of is not None and event.requested <= whole:
+            self.unmet[tenant, of] = want
 
     def _apply_lease(self, sequence: int, event: LeaseEvent, moment: Moment) -> None:
         lease_id, tenant = event.lease_id.hex(), str(event.subject.tenant)
@@ -212,7 +214,7 @@ class NodeView:
             over = self._is_over(event.subject)
             self.compliance.admit(tenant, moment.wall_ns, over=over)
             self._granted = None if over else (tenant, moment)
-        self._tell(sequence, type(event).__name__, moment, tenant, lease_id)
+        self._tell(sequence, event, moment, tenant, lease_id)
         lease = self.leases.get(lease_id)
         if lease is None:
             return
@@ -259,8 +261,11 @@ class NodeView:
             self.compliance.exceed(self._granted[0], moment.wall_ns)
             self._granted = None
 
-    def _tell(self, sequence: int, kind: str, moment: Moment, tenant: str, lease_id: str) -> None:
-        if kind != "Renewed":
+    def _tell(
+        self, sequence: int, event: Event, moment: Moment, tenant: str, lease_id: str
+    ) -> None:
+        if not isinstance(event, events.Renewed):
+            kind = type(event).__name__
             self.recent.append(Told(sequence, kind, moment.wall_ns, tenant, lease_id))
             del self.recent[:-RECENT]
 

@@ -99,6 +99,7 @@ async def pull(
     fleet_name, collector = whose(Path(config.certificate))
     files = (config.ca, config.certificate, config.key)
     credentials = Credentials(*files, lambda text: tell("pull", text))
+    listening = read_listening(config.own_log, (config.certificate, config.key, config.ca))
     name = config.name or collector
     room = Outage("disk", tell, alarm=alarm, again="has room again")
     with contextlib.ExitStack() as opened:
@@ -113,14 +114,14 @@ async def pull(
                 opened.close()
                 await trio.sleep(BEAT_S)
         room.leave(_START)
-        return await _run(
-            *(stores, config, credentials, room),
-            *(fleet_name, collector, now),
-            once=once,
-            only=only,
-            tell=tell,
-            upkeep=upkeep,
-        )
+        run = _make_run(stores, config, credentials, room, fleet=fleet_name, now=now, tell=tell)
+        if once:
+            return await _run(run, stores, only=only, once=True)
+        door = None
+        if listening.on:
+            door = OwnDoor(stores.witness, run.storer, listening, HostClock(now), collector)
+            tell("own log", f"other collectors may connect to port {door.ports[0]}")
+        return await _run(run, stores, only=only, door=door, upkeep=upkeep)
 
 
 class _Stores(msgspec.Struct, frozen=True):
@@ -154,30 +155,25 @@ def _open(
     return _Stores(archive, heads, witness, Sharing(archive, name, os_entropy()))
 
 
-async def _run(
+def _make_run(
     stores: _Stores,
     config: PullConfig,
     credentials: Credentials,
     room: Outage,
-    fleet_name: str,
-    collector: str,
-    now: Now,
     *,
-    once: bool,
-    only: Sequence[str],
+    fleet: str,
+    now: Now,
     tell: Tell,
-    upkeep: Upkeep | None,
-) -> list[Reached]:
-    archive, witness, sharing = stores.archive, stores.witness, stores.sharing
-    storer, own_clock = Storer(archive, lambda text: tell("archive", text)), OwnClock(now)
-    case = Case(archive, storer, own_clock.wall_ns, config.timeout_ns / NS_PER_S)
-    run = Run(
+) -> Run:
+    archive, own_clock = stores.archive, OwnClock(now)
+    storer = Storer(archive, lambda text: tell("archive", text))
+    return Run(
         config,
         storer,
-        witness,
-        case,
+        stores.witness,
+        Case(archive, storer, own_clock.wall_ns, config.timeout_ns / NS_PER_S),
         credentials,
-        fleet=fleet_name,
+        fleet=fleet,
         nodes=len(archive.manifest.nodes()),
         heads=stores.heads,
         clock=own_clock,
@@ -185,24 +181,32 @@ async def _run(
         tell=tell,
         room=room,
     )
+
+
+async def _run(
+    run: Run,
+    stores: _Stores,
+    *,
+    only: Sequence[str],
+    once: bool = False,
+    door: OwnDoor | None = None,
+    upkeep: Upkeep | None = None,
+) -> list[Reached]:
+    archive, sharing, storer = stores.archive, stores.sharing, run.storer
     followed: dict[tuple[str, str, str], _Followed] = {}
-    listening = read_listening(config.own_log, (config.certificate, config.key, config.ca))
     async with trio.open_nursery() as outer:
         outer.start_soon(storer.run)
-        if upkeep is not None and not once:
+        if upkeep is not None:
             outer.start_soon(_keep_up, run, archive, sharing, upkeep)
-        door = None
-        if listening.on and not once:
-            door = OwnDoor(witness, storer, listening, HostClock(now), collector)
-            tell("own log", f"other collectors may connect to port {door.ports[0]}")
+        if door is not None:
             outer.start_soon(door.run)
         try:
             async with trio.open_nursery() as inner:
                 while True:
-                    if told := own_clock.look_again():
-                        tell("clock", told)
+                    if told := run.clock.look_again():
+                        run.tell("clock", told)
                     if door is not None and (told := door.look_again()):
-                        tell("own log", told)
+                        run.tell("own log", told)
                     try:
                         await _deal(
                             *(run, archive, sharing, followed, only),
