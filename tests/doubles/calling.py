@@ -27,6 +27,7 @@ from leased.wire.description import TENANT_INTERFACES
 from tests.doubles.host import not_proven
 from tests.doubles.serving import Agent, Host
 from tests.doubles.varlink_calls import described
+from tests.doubles.wire_peer import message
 
 PATIENCE_S = 900
 
@@ -105,15 +106,6 @@ class Visitor:
         except (EOFError, ConnectionError):
             return True
         return False
-
-
-def message(method: str, *, more: bool = False, **named: Any) -> bytes:
-    """The bytes of a call."""
-    full = method if method.count(".") > 1 else f"io.leased.{method}"
-    call: dict[str, Any] = {"method": full, "parameters": named}
-    if more:
-        call["more"] = True
-    return json.dumps(call).encode() + b"\0"
 
 
 def memory(pages: int = 1) -> list[dict[str, Any]]:

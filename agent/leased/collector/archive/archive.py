@@ -344,12 +344,12 @@ class Archive(ArchiveReader):
         for path, node, first_seq, last_seq in self.files.found(besides=named):
             unnamed_page = (node, first_seq) in cursors
             put_together = (node, first_seq) in ends and (node, last_seq) in lasts
-            part_of = any(
+            within = any(
                 one.node == node and one.first_seq <= first_seq and last_seq <= one.last_seq
                 for one in segments
             )
             removed = any(node == whose and last_seq < records for whose, records in floors)
-            if not (unnamed_page or put_together or part_of or removed):
+            if not (unnamed_page or put_together or within or removed):
                 raise StateError(
                     f"{self.directory / path}: the manifest does not name this segment, and no "
                     "crash explains it: an older collector.sqlite was put back? Move the file away "
