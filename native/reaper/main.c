@@ -77,15 +77,16 @@ static bool parse_number(const char *text, uint64_t least, uint64_t most, uint64
 
 static bool take_number(struct options *options, int which, const char *text)
 {
-	uint64_t value = 0;
-	bool good = parse_number(text,
-		which == 's'                   ? SLOTS_MIN
-		: which == 'k' || which == 'h' ? 1
-					       : 0,
-		which == 's'   ? SLOTS_MAX
-		: which == 'u' ? UINT32_MAX - 1
-			       : UINT32_MAX,
-		&value);
+	const bool never_zero = which == 'k' || which == 'h';
+	uint64_t least = never_zero ? 1 : 0, most = UINT32_MAX, value = 0;
+	if (which == 's') {
+		least = SLOTS_MIN;
+		most = SLOTS_MAX;
+	} else if (which == 'u') {
+		most = UINT32_MAX - 1; /* (uid_t)-1 is nobody */
+	}
+	if (!parse_number(text, least, most, &value))
+		return false;
 	switch (which) {
 	case 's': options->slots = (uint32_t)value; break;
 	case 'u': options->peer_uid = (uid_t)value; break;
@@ -94,7 +95,7 @@ static bool take_number(struct options *options, int which, const char *text)
 	case 'a': options->rearm_ns = value * NS_PER_MS; break;
 	default: options->horizon_ns = value * NS_PER_S; break;
 	}
-	return good;
+	return true;
 }
 
 /* -1: go on; else the exit status. */
