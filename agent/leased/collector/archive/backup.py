@@ -205,32 +205,41 @@ def _segments(
     """The manifest, and the segments that it names."""
     have: dict[str, Copied] = {}
     for attempt in range(ATTEMPTS):
-        if is_shared(state):
-            (directory / HEADS).unlink(missing_ok=True)
-            write_heads(directory / HEADS, export(state, directory))
-        else:
-            _snapshot(state / DATABASE, directory / DATABASE)
-        with closing(Manifest(directory, read_only=True)) as manifest:
-            named = {one.path: Copied(one.sha256, one.bytes) for one in manifest.segments()}
+        named = _named(state, directory)
         try:
             for number, (path, kept) in enumerate(sorted(named.items()), 1):
                 if path not in have:
                     progress(f"segment {number} of {len(named)}")
                     same = known is not None and known.files.get(path) == kept
                     if not (same and before and _link(before / path, directory / path)):
-                        _copy(state / path, directory / path)
-                        if _kept(directory / path) != kept:
-                            raise StateError(f"{state / path}: {_ALTERED}")
+                        _copy_whole(state / path, directory / path, kept)
                     have[path] = kept
-        except FileNotFoundError:
+            break
+        except FileNotFoundError:  # put together with others since: the manifest names those now
             if attempt + 1 == ATTEMPTS:
                 raise
-            continue
-        for path in [path for path in have if path not in named]:
-            (directory / path).unlink()
-            del have[path]
-        break
+    for path in have.keys() - named.keys():
+        (directory / path).unlink()
+        del have[path]
     return have
+
+
+def _named(state: Path, directory: Path) -> dict[str, Copied]:
+    """Copy the manifest as it is now; the segments that it names."""
+    if is_shared(state):
+        (directory / HEADS).unlink(missing_ok=True)
+        write_heads(directory / HEADS, export(state, directory))
+    else:
+        _snapshot(state / DATABASE, directory / DATABASE)
+    with closing(Manifest(directory, read_only=True)) as manifest:
+        return {one.path: Copied(one.sha256, one.bytes) for one in manifest.segments()}
+
+
+def _copy_whole(source: Path, target: Path, kept: Copied) -> None:
+    """Copy a segment that is as the manifest says. Raises OSError, StateError."""
+    _copy(source, target)
+    if _kept(target) != kept:
+        raise StateError(f"{source}: {_ALTERED}")
 
 
 def _snapshot(source: Path, target: Path) -> None:
