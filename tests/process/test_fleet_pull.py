@@ -4,6 +4,7 @@ everybody else does not."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import signal
@@ -44,6 +45,7 @@ from tests.doubles.story import judge
 WEST, EAST = Signer(b"w" * 32), Signer(b"e" * 32)
 WEST_KEY = NoteKey("west.collector.example", WEST.public_key, COSIGNATURE_V1)
 EAST_KEY = NoteKey("east.collector.example", EAST.public_key, COSIGNATURE_V1)
+NODE = node_id(read_machine_id()).hex()
 PATIENCE_S = 30.0
 
 
@@ -124,15 +126,27 @@ def cosigned(text: str, signer: Signer, key: NoteKey, time_s: int = 1_790_000_00
     return write_note(text, [(key, raw)])
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
+@contextlib.contextmanager
+def serving(more: str = "") -> Iterator[Site]:
+    """An agent of its own; its log holds at the end."""
     with HostAgent() as agent:
-        pki = FleetPki(agent.directory / "pki")
-        node = pki.issue(Role.NODE, node_id(read_machine_id()).hex())
-        add_listener(agent, pki, node)
+        pki = with_door(agent, more)
         agent.start()
         yield Site(agent, pki)
         judge(agent)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with serving() as made:
+        yield made
+
+
+def with_door(agent: HostAgent, more: str = "") -> FleetPki:
+    """A fleet that the agent is of, with a door for it."""
+    pki = FleetPki(agent.directory / "pki")
+    add_listener(agent, pki, pki.issue(Role.NODE, NODE), more)
+    return pki
 
 
 def add_listener(agent: HostAgent, pki: FleetPki, node: Path, more: str = "") -> None:
@@ -440,13 +454,8 @@ def test_curl_pulls_too(site: Site, tmp_path: Path) -> None:
 
 
 def test_the_slow_and_the_many_cannot_keep_a_collector_out() -> None:
-    with HostAgent() as agent:
-        pki = FleetPki(agent.directory / "pki")
-        node = pki.issue(Role.NODE, node_id(read_machine_id()).hex())
-        limits = 'connections_max = 3\nhandshake = "1s"\nhead = "4s"\nwrite = "1s"\n'
-        add_listener(agent, pki, node, limits)
-        agent.start()
-        site = Site(agent, pki)
+    limits = 'connections_max = 3\nhandshake = "1s"\nhead = "4s"\nwrite = "1s"\n'
+    with serving(limits) as site:
         idle = [socket.create_connection(("localhost", site.port)) for _ in range(3)]
         with site.client() as client:  # who shows no certificate makes room
             assert client.get("/audit/v1/logs").status_code == 200
@@ -464,7 +473,6 @@ def test_the_slow_and_the_many_cannot_keep_a_collector_out() -> None:
             assert answer.startswith(b"HTTP/1.1 408"), answer
         with site.client() as client:
             assert client.get("/audit/v1/logs").status_code == 200
-        judge(agent)
 
 
 def _ended(sock: socket.socket) -> bool:
@@ -477,12 +485,8 @@ def _ended(sock: socket.socket) -> bool:
 
 def test_a_proof_stands_by_its_quorum_after_a_restart(tmp_path: Path) -> None:
     receipt, proof, policy = (tmp_path / name for name in ("r.json", "p.json", "policy"))
-    with HostAgent() as agent:
-        pki = FleetPki(agent.directory / "pki")
-        node = pki.issue(Role.NODE, node_id(read_machine_id()).hex())
-        add_listener(agent, pki, node)
-        agent.start()
-        site = Site(agent, pki)
+    with serving() as site:
+        agent = site.agent
         agent.leasectl("alloc", "--mem", "4KiB", "--for", "1min", "--receipt", str(receipt))
         witness = f"witness west {WEST_KEY.text()}\nquorum west\n"
         policy.write_text(f"log {site.key().text()}\n{witness}")
@@ -498,22 +502,16 @@ def test_a_proof_stands_by_its_quorum_after_a_restart(tmp_path: Path) -> None:
         agent.start()
         proof.write_text(agent.leasectl("audit", "prove", "--receipt", str(receipt)).stdout)
         assert "quorum" in agent.leasectl(*check).stdout
-        judge(agent)
 
 
 def test_certificates_are_read_again_without_ending_connections() -> None:
-    with HostAgent() as agent:
-        pki = FleetPki(agent.directory / "pki")
-        name = node_id(read_machine_id()).hex()
-        node = pki.issue(Role.NODE, name)
-        add_listener(agent, pki, node)
-        agent.start()
-        site = Site(agent, pki)
+    with serving() as site:
+        agent, pki = site.agent, site.pki
         with site.client() as before:
             assert before.get("/audit/v1/logs").status_code == 200
             with site.connect() as tls:
                 old = tls.getpeercert(binary_form=True)
-            pki.issue(Role.NODE, name)  # the same files, anew
+            node = pki.issue(Role.NODE, NODE)  # the same files, anew
             trusted = pki.ca.read_bytes()
             agent.leasectl("pki", "renew", str(pki.ca))
             assert pki.ca.read_bytes() != trusted, "and the CA itself"
@@ -530,7 +528,6 @@ def test_certificates_are_read_again_without_ending_connections() -> None:
                 assert after.get("/audit/v1/logs").status_code == 200
         agent.signal(signal.SIGTERM)
         assert agent.wait() == 0
-        judge(agent)
 
 
 def test_the_socket_that_systemd_hands_over_is_used() -> None:
@@ -541,9 +538,7 @@ def test_the_socket_that_systemd_hands_over_is_used() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with HostAgent() as agent:
-        pki = FleetPki(agent.directory / "pki")
-        node = pki.issue(Role.NODE, node_id(read_machine_id()).hex())
-        add_listener(agent, pki, node)
+        pki = with_door(agent)
         agent.launch([activate, f"--listen=127.0.0.1:{port}", "--fdname=pull", "-E", "PYTHONPATH"])
         knock = _knock(port)  # starts the agent, and is answered by it
         assert agent.ready()
@@ -569,9 +564,7 @@ def test_a_port_that_is_taken_keeps_no_tenant_out() -> None:
     with HostAgent() as agent, socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
-        pki = FleetPki(agent.directory / "pki")
-        node = pki.issue(Role.NODE, node_id(read_machine_id()).hex())
-        add_listener(agent, pki, node)
+        with_door(agent)
         text = agent.config.read_text("utf-8")
         port = taken.getsockname()[1]
         agent.config.write_text(text.replace("port = 0", f"port = {port}"), "utf-8")
@@ -584,13 +577,12 @@ def test_a_port_that_is_taken_keeps_no_tenant_out() -> None:
 def test_an_agent_whose_certificate_has_ended_serves_its_tenants() -> None:
     with HostAgent() as agent:
         pki = FleetPki(agent.directory / "pki")
-        name = node_id(read_machine_id()).hex()
-        ended = pki.expired(Role.NODE, name)
+        ended = pki.expired(Role.NODE, NODE)
         add_listener(agent, pki, ended)
         agent.start()
         agent.acquire()
         assert "past its end" in agent.log()
-        fresh = pki.issue(Role.NODE, name)
+        fresh = pki.issue(Role.NODE, NODE)
         ended.write_bytes(fresh.read_bytes())
         ended.with_suffix(".key").write_bytes(fresh.with_suffix(".key").read_bytes())
         agent.leasectl("admin", "reload")
