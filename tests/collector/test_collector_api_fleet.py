@@ -23,13 +23,10 @@ from leased.collector.api.callers import hash_of
 from leased.collector.archive.archive import Archive
 from leased.collector.governance.fairness import evenness, filled, jain
 from leased.collector.main import main
-from leased.collector.telemetry.decoding import Key
-from leased.collector.telemetry.rollup import Rollup
-from leased.collector.telemetry.store import Store
 from leased.ctl.console import Console
 from leased.terms.quantity import print_instant
 from tests.doubles.collector_server import CollectorServer
-from tests.doubles.fleet_archive import HOUR_NS, NODE_A, NODE_B, begin_of, sample
+from tests.doubles.fleet_archive import HOUR_NS, NODE_A, NODE_B, begin_of, sample, use
 
 GOVERNANCE = "/v1/governance"
 WITHOUT_REACH = {
@@ -243,20 +240,12 @@ def test_who_asks_for_more_than_they_use_and_what_it_costs_to_be_quicker(tmp_pat
         await_books(server)
         leases = server.ask("GET", "/v1/leases?tenant=tenant-acme").json["leases"]
         found = {next(iter(one["resources"])): one["lease_id"] for one in leases}
-        samples = Store(server.state)
-        for resource, kind, mean, most, held in (
-            ("cpu:0", "cpu", 200_000, 250_000, 45_000),
-            ("mem:node0:4096", "mem", 300_000, 600_000, 128 << 30),
-        ):
-            where = ("host-a", resource, found[resource], "tenant-acme")
-            kinds = (("leased.resource.kind", kind),)
-            for window in range(20):
-                at_s = begin_s + window * 300
-                used = Rollup(at_s, 30, 30 * mean, most, 30, 300 * 10**9)
-                there = Rollup(at_s, 30, 30 * held, held, 30, 300 * 10**9)
-                samples.append([(Key(*where, "leased.lease.utilization", kinds), used)])
-                samples.append([(Key(*where, "leased.lease.capacity", kinds), there)])
-        samples.close()
+        cores, bytes_ = found["cpu:0"], found["mem:node0:4096"]
+        told_of = [
+            (cores, "cpu:0", "cpu", 200_000, 250_000, 45_000),
+            (bytes_, "mem:node0:4096", "mem", 300_000, 600_000, 128 << 30),
+        ]
+        use(server.state, begin_s, told_of)
         told = server.ask("GET", f"{GOVERNANCE}/optimize/rightsizing").json
         # 45 x 0.21 / 0.70 = 13.5 cores; 128 x 0.6 / 0.8 = 96 GiB.
         [row] = told["recommendations"]

@@ -25,22 +25,17 @@ from typing import Any, NamedTuple
 import pytest
 
 from leased.collector.api.callers import hash_of
-from leased.collector.archive.archive import Archive
-from leased.collector.telemetry.decoding import Key
-from leased.collector.telemetry.rollup import Rollup
-from leased.collector.telemetry.store import Store
 from leased.terms.resource import Allotment
 from tests.doubles.collector_server import CollectorServer
 from tests.doubles.economics_history import History, subject
 from tests.doubles.fleet_archive import (
     HOUR_NS,
     JANUARY_NS,
-    NODE_A,
-    NODE_B,
     cores,
     dram,
     gpus,
-    store,
+    store_two,
+    use,
 )
 from tests.doubles.host import not_proven
 
@@ -142,31 +137,14 @@ def a_fleet(state: Path, now_ns: int) -> None:
     second.inventory(cores(8), gpus(8))
     second.boot_ns = now_ns - begin_ns
     second.touch()
-    archive = Archive(state)
-    try:
-        store(archive, "host-a", NODE_A, first, now_ns)
-        store(archive, "host-b", NODE_B, second, now_ns)
-    finally:
-        archive.close()
+    store_two(state, first, second, now_ns)
 
 
 def telemetry(state: Path, lease_id: str) -> None:
     """What nodes would have told of a lease's use: a fifth of the cores, half of the memory."""
-    samples = Store(state)
     begin_s = time.time_ns() // 10**9 // 300 * 300 - 20 * 300
-    for resource, kind, used, held in (
-        ("cpu:0", "cpu", 200_000, 45_000),
-        ("mem:node0:4096", "mem", 500_000, 128 << 30),
-    ):
-        where = ("host-a", resource, lease_id, "tenant-acme")
-        kinds = (("leased.resource.kind", kind),)
-        for window in range(20):
-            at_s = begin_s + window * 300
-            use = Rollup(at_s, 30, 30 * used, used, 30, 300 * 10**9)
-            there = Rollup(at_s, 30, 30 * held, held, 30, 300 * 10**9)
-            samples.append([(Key(*where, "leased.lease.utilization", kinds), use)])
-            samples.append([(Key(*where, "leased.lease.capacity", kinds), there)])
-    samples.close()
+    told = [("cpu:0", "cpu", 200_000, 45_000), ("mem:node0:4096", "mem", 500_000, 128 << 30)]
+    use(state, begin_s, [(lease_id, *what, used, used, held) for *what, used, held in told])
 
 
 def quotas_of_the_guide() -> dict[str, Any]:

@@ -8,12 +8,16 @@ hand.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from leased.chain.head import GENESIS
 from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
 from leased.collector.archive.archive import Archive, LogEntry, Page
+from leased.collector.telemetry.decoding import Key
+from leased.collector.telemetry.rollup import Rollup
+from leased.collector.telemetry.store import Store
 from leased.terms.quantity import parse_instant, print_instant
 from leased.terms.resource import Allotment, ResourceKind
 from tests.doubles.economics_history import History, memory, subject
@@ -53,6 +57,32 @@ def store(
         head = batch.new_head
 
 
+def store_two(state: Path, first: History, second: History, now_ns: int) -> None:
+    """Keep the histories of two nodes, one log each."""
+    archive = Archive(state)
+    try:
+        store(archive, "host-a", NODE_A, first, now_ns)
+        store(archive, "host-b", NODE_B, second, now_ns)
+    finally:
+        archive.close()
+
+
+def use(state: Path, begin_s: int, told: Iterable[tuple[str, str, str, int, int, int]]) -> None:
+    """What the first node would have told of tenant-acme's leases for 100 minutes: (lease,
+    resource, kind, mean and most of it that was used in millionths, how much it is)."""
+    samples = Store(state)
+    for lease_id, resource, kind, mean, most, held in told:
+        where = ("host-a", resource, lease_id, "tenant-acme")
+        kinds = (("leased.resource.kind", kind),)
+        for window in range(20):
+            at_s = begin_s + window * 300
+            used = Rollup(at_s, 30, 30 * mean, most, 30, 300 * NS_PER_S)
+            there = Rollup(at_s, 30, 30 * held, held, 30, 300 * NS_PER_S)
+            samples.append([(Key(*where, "leased.lease.utilization", kinds), used)])
+            samples.append([(Key(*where, "leased.lease.capacity", kinds), there)])
+    samples.close()
+
+
 def begin_of(now_ns: int) -> int:
     """The first of last month."""
     this_month = parse_instant(print_instant(now_ns)[:8] + "01T00:00:00Z")
@@ -90,10 +120,5 @@ def sample(state: Path, now_ns: int, begin_ns: int | None = None) -> int:
     second.fence(9, gpus(1))
     second.boot_ns = now_ns - begin_ns
     second.touch()
-    archive = Archive(state)
-    try:
-        store(archive, "host-a", NODE_A, first, now_ns)
-        store(archive, "host-b", NODE_B, second, now_ns)
-    finally:
-        archive.close()
+    store_two(state, first, second, now_ns)
     return begin_ns
