@@ -48,7 +48,7 @@ def arguments(options: dict[str, object]) -> list[str]:
     return words
 
 
-def fdatasync_p50_ns(program: Path, directory: Path, *, seconds: float = 1.0) -> int:
+def fdatasync_p50_ns(program: Path, directory: Path) -> int:
     """The disk as it is this minute: median of overwriting 512 bytes and fdatasync."""
-    figures = run_load(program, mode="fdatasync", socket=directory, seconds=seconds, bytes=512)
+    figures = run_load(program, mode="fdatasync", socket=directory, seconds=1.0, bytes=512)
     return int(figures["latency"]["p50_ns"])

@@ -112,7 +112,6 @@ class Floor:
         leases: int = LEASES,
         tenants: int = TENANTS,
         waiting: int = WAITING,
-        over: int = 0,
         milli: int = 0,
     ) -> None:
         self._count, self._milli = 0, milli
@@ -133,7 +132,7 @@ class Floor:
             self.say(commands.Activate(self.command_id(), granted.lease.lease_id, b""))
         self.now_ns += 120 * NS_PER_S
         for n in range(waiting):
-            pages = over if n % 2 and over else 8 + n % 5
+            pages = 8 + n % 5
             self.say(self.acquire(n % tenants, pages, level=Level.BACKGROUND, wait_s=3600))
 
     def _start(self, inventory: Inventory, policy: Policy) -> None:

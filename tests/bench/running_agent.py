@@ -42,7 +42,7 @@ connections_max = 2048
 connections_per_uid_max = 1024
 
 [policy]
-ttl_min = "{ttl_min}"
+ttl_min = "500ms"
 
 [journald]
 copied = false
@@ -53,7 +53,7 @@ copied = false
 class RunningAgent:
     """One agent over one state directory: `start` and `stop` as often as wanted, then `close`."""
 
-    def __init__(self, directory: Path, *, ttl_min: str = "500ms", more: str = "") -> None:
+    def __init__(self, directory: Path, *, more: str = "") -> None:
         """`more` are further sections of its configuration, as text."""
         self.state = directory / "state"
         self.state.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class RunningAgent:
         self.runtime.chmod(0o755)
         self.config = directory / "leased.toml"
         self.config.write_text(
-            CONFIG.format(state=self.state, runtime=self.runtime, ttl_min=ttl_min, more=more)
+            CONFIG.format(state=self.state, runtime=self.runtime, more=more)
         )
         self._log = directory / "agent.log"
         self._process: subprocess.Popen[bytes] | None = None

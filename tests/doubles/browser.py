@@ -35,8 +35,8 @@ class PageLeft(Exception):
 class Browser:
     """One browser with one page."""
 
-    def __init__(self, *, width: int = 1440, height: int = 900, dark: bool = True) -> None:
-        self._size, self._dark = (width, height), dark
+    def __init__(self, *, width: int = 1440) -> None:
+        self._width = width
         self._number = 0
         self._buffer = b""
         self.complaints: list[str] = []
@@ -63,7 +63,7 @@ class Browser:
                 "--no-first-run",
                 "--remote-debugging-pipe",
                 f"--user-data-dir={self._directory}",
-                f"--window-size={self._size[0]},{self._size[1]}",
+                f"--window-size={self._width},900",
                 "about:blank",
             ],
             preexec_fn=place,

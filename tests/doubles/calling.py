@@ -137,12 +137,10 @@ class House:
         self.directory = directory
         self._visitors: list[Visitor] = []
 
-    def visit(
-        self, *, uid: int | None = None, operator: bool = False, buffer_bytes: int | None = None
-    ) -> Visitor:
+    def visit(self, *, uid: int | None = None, operator: bool = False) -> Visitor:
         """Connect."""
         name = "admin" if operator else "user"
-        visitor = Visitor(self.directory / name, uid=uid, buffer_bytes=buffer_bytes)
+        visitor = Visitor(self.directory / name, uid=uid)
         self._visitors.append(visitor)
         return visitor
 

@@ -18,10 +18,10 @@ _WALL_NS = 1_800_000_000 * NS_PER_S
 
 
 class FakeClock:
-    """`ports.Clock` inside a trio run; `boot_number` names the boot."""
+    """`ports.Clock` inside a trio run."""
 
-    def __init__(self, boot_number: int = 1) -> None:
-        self.boot_id = BootId(boot_number.to_bytes(16, "big"))
+    def __init__(self) -> None:
+        self.boot_id = BootId((1).to_bytes(16, "big"))
         self._wall_offset_ns = _WALL_NS
         self._latest_ns = 0
         self._begin_ns = _BEGIN_NS

@@ -21,11 +21,12 @@ OUR_ATTRIBUTES = "nt=counter|authread|authwrite|no_da"
 
 
 class MemoryCounter:
-    """`ports.Counter` in memory. `fail`: None, "before" or "after": how the next advance fails."""
+    """`ports.Counter` in memory. `fail`: None, "before" or "after": how the next advance fails;
+    `tired`: it was advanced a moment ago."""
 
-    def __init__(self, value: int | None = None, *, tired: bool = False) -> None:
+    def __init__(self, value: int | None = None) -> None:
         self.value = value
-        self.tired = tired
+        self.tired = False
         self.fail: str | None = None
         self.advances = 0
         self.gone = False

@@ -59,16 +59,10 @@ class FakeDevices:
     is, by resource, what a holder must know.
     """
 
-    def __init__(
-        self,
-        inventory: Inventory | None = None,
-        *,
-        fault: Callable[[str, Lease], Fault | None] = lambda verb, lease: None,
-        in_use: Callable[[LeaseId], bool] = lambda lease_id: False,
-    ) -> None:
+    def __init__(self, inventory: Inventory | None = None) -> None:
         self.offered = inventory or small_inventory()
-        self.fault = fault
-        self.in_use = in_use
+        self.fault: Callable[[str, Lease], Fault | None] = lambda verb, lease: None
+        self.in_use: Callable[[LeaseId], bool] = lambda lease_id: False
         self.held: dict[LeaseId, tuple[Allotment, ...]] = {}
         self.pinned: dict[LeaseId, tuple[Allotment, ...]] = {}
         self.leaves: dict[LeaseId, str] = {}

@@ -23,12 +23,13 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 class FleetPki:
     """A CA in a directory. `now` is when its certificates are made."""
 
-    def __init__(self, directory: Path, *, fleet: str = FLEET, now: datetime | None = None) -> None:
+    fleet = FLEET
+
+    def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.fleet = fleet
-        self.now = now or datetime.now(UTC)
-        made = minting.found(fleet, now=self.now, days=3650)
+        self.now = datetime.now(UTC)
+        made = minting.found(self.fleet, now=self.now, days=3650)
         self.ca = self._write("ca", made)
         self._authority = minting.open_authority(made.certificate, made.key)
 

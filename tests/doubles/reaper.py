@@ -4,8 +4,8 @@ deadline.
 
 Rule: it argues back as the C reaper does: an older generation is ESTALE, the same generation with
 another deadline EINVAL, anything about a lease whose deadline has passed ETIME, a deadline beyond
-the horizon ERANGE, a full table ENOSPC; late renewals lose; a cut, once begun, goes on. Errors can
-be ordered for one lease, and a cut can be made to take long or to end unclean.
+the horizon ERANGE; late renewals lose; a cut, once begun, goes on. Errors can be ordered for one
+lease, and a cut can be made to take long or to end unclean.
 
 Does not touch a process: `cut` tells the test what would have been killed.
 """
@@ -46,9 +46,8 @@ class Slot(msgspec.Struct):
 class FakeReaper:
     """`ports.Reaper`, and the knobs a test turns."""
 
-    def __init__(self, clock: Clock, *, slots_max: int = 16_384) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._slots_max = slots_max
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
         self.slots: dict[LeaseId, Slot] = {}
@@ -156,8 +155,6 @@ class FakeReaper:
             return errno.ERANGE
         slot = self.slots.get(lease.lease_id)
         if slot is None:
-            if len(self.slots) >= self._slots_max:
-                return errno.ENOSPC
             self.slots[lease.lease_id] = Slot(
                 lease.generation, lease.deadline_ns, cgroup, fds, pidfd, objects
             )

@@ -49,14 +49,14 @@ class Workload:
         """Whether the holder itself still runs."""
         return not exited(self.pidfd, 0)
 
-    def gone_ns(self, timeout_s: float = PATIENCE_S) -> int:
+    def gone_ns(self) -> int:
         """Wait for its end; the boot clock just after."""
-        assert exited(self.pidfd, timeout_s), "the holder still runs"
+        assert exited(self.pidfd, PATIENCE_S), "the holder still runs"
         return boot_ns()
 
-    def child_gone_ns(self, timeout_s: float = PATIENCE_S) -> int:
+    def child_gone_ns(self) -> int:
         """Wait for the end of its child; the boot clock just after."""
-        assert exited(self.child_pidfd, timeout_s), "the holder's child still has its memory"
+        assert exited(self.child_pidfd, PATIENCE_S), "the holder's child still has its memory"
         return boot_ns()
 
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `ports.Journal` promises, asked of the fake, of the real one on a disk in memory, and of
-the real one on a real disk."""
+"""What `ports.Journal` promises, asked of it on a disk in memory and on a real one."""
 
 from __future__ import annotations
 
@@ -11,14 +10,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from leased.chain.head import GENESIS
-from leased.chain.sealer import Sealer
-from leased.chain.tree import EMPTY
 from leased.chain.verifier import Verifier, verify
 from leased.terms.errors import InvariantError, StateError
 from tests.doubles.disk import MemoryDisk
-from tests.doubles.journal import MemoryJournal
-from tests.doubles.logs import CountedEntropy, moment_at, open_in, open_on, renewal
+from tests.doubles.logs import moment_at, open_in, open_on, renewal
 
 
 class Subject:
@@ -34,16 +29,6 @@ class Subject:
 
     async def commit(self, batch) -> None:
         await self.journal.commit(batch.frames, batch.count, batch.head, moment_at(9))
-
-
-def _fake() -> Subject:
-    journal = MemoryJournal()
-    sealer = Sealer(b"l" * 16, GENESIS, EMPTY, 2, entropy=CountedEntropy())
-
-    def fail(*, apply: bool) -> None:
-        journal.fault = lambda step: (apply, OSError(errno.EIO, step)) if step == "append" else None
-
-    return Subject(journal, sealer, fail)
 
 
 def _memory() -> Subject:
@@ -69,9 +54,9 @@ def _real(directory: Path) -> Subject:
     return Subject(log.journal, log.sealer(), fail)
 
 
-@pytest.fixture(params=["fake", "memory", "disk"])
+@pytest.fixture(params=["memory", "disk"])
 def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
-    made = {"fake": _fake, "memory": _memory, "disk": lambda: _real(tmp_path)}[request.param]()
+    made = _memory() if request.param == "memory" else _real(tmp_path)
     yield made
     made.journal.close()
 
@@ -90,9 +75,7 @@ async def test_what_was_committed_is_read_back(subject: Subject) -> None:
 async def test_chunks_are_whole_frames_that_verify(subject: Subject) -> None:
     for _ in range(60):
         await subject.commit(subject.batch(7))
-    log_id = (
-        b"l" * 16 if isinstance(subject.journal, MemoryJournal) else subject.journal.anchored.log_id
-    )
+    log_id = subject.journal.anchored.log_id
     verified = verify(subject.journal.frames(0), Verifier(log_id))
     assert verified.head == subject.sealer.head and verified.whole
 
@@ -132,10 +115,9 @@ async def test_the_reserve_shrinks_with_the_leases(subject: Subject) -> None:
 
 async def test_there_is_room_while_a_batch_is_on_its_way(subject: Subject) -> None:
     """Whoever looks meanwhile (`service.log.room`, collectors, metrics) sees no log that drains."""
-    spares = getattr(subject.journal, "spares", None)
+    spares = subject.journal.spares
     subject.journal.reserve_ok(0)
-    if spares is not None:
-        spares.try_fill()
+    spares.try_fill()
     for _ in range(40):
         told = []
         async with trio.open_nursery() as nursery:
@@ -144,8 +126,7 @@ async def test_there_is_room_while_a_batch_is_on_its_way(subject: Subject) -> No
                 told.append(subject.journal.reserve_ok(0))
                 await trio.lowlevel.checkpoint()
         assert all(told), told
-        if spares is not None:
-            spares.try_fill()
+        spares.try_fill()
 
 
 async def test_frames_that_do_not_follow_are_our_mistake(subject: Subject) -> None:

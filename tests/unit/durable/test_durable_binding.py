@@ -49,6 +49,20 @@ def test_each_start_makes_all_copies_of_before_old() -> None:
     opened(copies[-1], counter).close()
 
 
+def test_a_start_a_moment_after_another_compares_and_does_not_advance() -> None:
+    """A crash loop must not wear the TPM out."""
+    disk, counter = MemoryDisk(), MemoryCounter()
+    lived(disk, counter).close()
+    counter.tired = True
+    for _ in range(3):
+        opened(disk, counter).close()
+    assert counter.value == 1
+    counter.value = 2
+    with pytest.raises(ChainError) as refused:
+        opened(disk, counter)
+    assert refused.value.verdict == ROLLED_BACK
+
+
 def test_a_log_that_was_taken_away_is_found() -> None:
     counter = MemoryCounter()
     lived(MemoryDisk(), counter).close()
