@@ -267,36 +267,54 @@ CALLED_BY_TESTS: dict[str, str] = {
     "leased.hardware.verbs.kill_process": "a step of the reaper's cut, asked of the same C",
     "leased.hardware.block.verbs.suspend_mapping": "a step of the reaper's cut, asked of its C",
     "leased.chain.head.parse_head": "of the library: what an auditor wrote down is read again",
+    "leased.economics.intervals.clamped": "no honest log has an end that is not where it says",
 }
 """module.name -> why it stays though nothing of ours names it."""
 
 
 def unused_law(modules: Sequence[Module], mentioned: str) -> Iterator[Finding]:
-    """Every function, class, method and constant is named by another line of ours, as a name or as
-    a string that is one, or in `mentioned`. What only tests call proves nothing of the product: a
-    test that it is right says nothing of whether it is used. Constants of one row (`A, B = 1, 2`)
-    are left out: those are a protocol's, and have their places."""
+    """Every function, class, method, constant and attribute of oneself is named by another line of
+    ours, as a name or as a string that is one, or in `mentioned`; a function within itself names
+    nothing. What only tests call proves nothing of the product: a test that it is right says
+    nothing of whether it is used. Constants of one row (`A, B = 1, 2`) are left out: those are a
+    protocol's, and have their places."""
     named: set[str] = set(re.findall(r"\w+", mentioned))
     for module in modules:
-        for node in ast.walk(module.tree):
-            if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Store):
-                named.add(node.id)
-            elif isinstance(node, ast.Attribute):
-                named.add(node.attr)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                named.add(node.value)
+        named.update(_named(module.tree, frozenset()))
     for module in modules:
-        for line, name in _constants(module):
-            if name not in named:
+        for line, name in (*_constants(module), *_own(module)):
+            if name not in named and f"{module.name}.{name}" not in CALLED_BY_TESTS:
                 yield Finding(module.path, line, "unused", f"nothing names {name}")
-        for node in ast.walk(module.tree):
-            if (
-                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-                and not node.name.startswith("__")
-                and node.name not in named
-                and f"{module.name}.{node.name}" not in CALLED_BY_TESTS
-            ):
-                yield Finding(module.path, node.lineno, "unused", f"nothing names {node.name}")
+
+
+def _named(node: ast.AST, within: frozenset[str]) -> Iterator[str]:
+    """What the lines below name, which are those of the functions `within`. Who asks `super()` for
+    its own name is called by whoever calls that."""
+    if isinstance(node, _DEFINITIONS):
+        within |= {node.name}
+    found = ""
+    if isinstance(node, ast.Name | ast.Attribute) and not isinstance(node.ctx, ast.Store):
+        found = node.id if isinstance(node, ast.Name) else node.attr
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        found = node.value
+    above = isinstance(node, ast.Attribute) and ast.unparse(node.value) == "super()"
+    if found and (above or found not in within):
+        yield found
+    for below in ast.iter_child_nodes(node):
+        yield from _named(below, within)
+
+
+def _own(module: Module) -> Iterator[tuple[int, str]]:
+    """What a module defines, and what its classes give themselves: (line, name)."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, _DEFINITIONS) and not node.name.startswith("__"):
+            yield node.lineno, node.name
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and ast.unparse(node.value) == "self"
+        ):
+            yield node.lineno, node.attr
 
 
 def _constants(module: Module) -> Iterator[tuple[int, str]]:
@@ -309,5 +327,6 @@ def _constants(module: Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, target.id
 
 
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _VALUE_NAMES = frozenset(("Struct", "structs", "field", "UNSET", "UnsetType", "Meta", "NODEFAULT"))
 LAWS = (room_law, stdlib_law, door_law, codec_law)

@@ -200,10 +200,16 @@ def test_a_dead_module_is_found() -> None:
 
 def test_what_nobody_names_is_found() -> None:
     living = parse("agent/leased/lessor/a.py", "def f() -> None:\n    table['g'](h)")
-    text = "K = 1\nL = K\nM, N = 1, 2\ndef g(): pass\ndef h(): pass\nclass Row: pass"
+    text = (
+        "K = 1\nL = K\nM, N = 1, 2\ndef g(): pass\ndef h(): pass\nclass Row: pass\n"
+        "def q(): return check('q', q)\n"
+        "class g:\n    def h(self):\n        self.told = self.kept = 1\n        f(self.kept)"
+    )
     used = parse("agent/leased/lessor/b.py", text)
     found = list(import_law.unused_law((living, used), "leased.lessor.a:f"))
-    assert [finding.what for finding in found] == ["nothing names L", "nothing names Row"]
+    assert [finding.what for finding in found] == [
+        f"nothing names {name}" for name in ("L", "Row", "q", "told")
+    ]
 
 
 def test_every_law_has_a_breach() -> None:
