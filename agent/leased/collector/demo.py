@@ -27,13 +27,11 @@ from leased.chain.tree import EMPTY
 from leased.chain.verifier import Verifier
 from leased.collector.archive.archive import Archive, LogEntry, Page
 from leased.collector.demo_leases import Machine
-from leased.economics.hourly import HOUR_NS
 from leased.terms.errors import StateError
 from leased.terms.event import ClockStepped, Event, InventoryChanged, NodeStarted
 from leased.terms.identity import BootId, EventId
-from leased.terms.moment import NS_PER_S, Moment
+from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_S, Moment
 
-DAY_NS: Final = 24 * HOUR_NS
 PAGE_EVENTS: Final = 2_000
 NAME: Final = "demo-{:03d}"
 PREFIX: Final = "demo.invalid"

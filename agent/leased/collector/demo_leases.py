@@ -14,7 +14,6 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from leased.economics.hourly import HOUR_NS
 from leased.terms.event import (
     AccessCut,
     Activated,
@@ -32,7 +31,7 @@ from leased.terms.event import (
 )
 from leased.terms.identity import CommandId, EventId, LeaseId, TenantId
 from leased.terms.lease import AccountingTag, Priority, RevocationReason, Subject, Trust
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_NS, NS_PER_S
 from leased.terms.resource import Allotment, Inventory, Resource, ResourceKind, TierKind
 
 GIB: Final = 1 << 30

@@ -13,7 +13,6 @@ Does not read a chain (it is fed verified records) and does not price.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final
 
 import msgspec
 
@@ -24,10 +23,9 @@ from leased.economics.pools import Interval, Pool
 from leased.terms.event import Allocated, CordonChanged, Reclaimed, Released, Unfenced
 from leased.terms.identity import BootId, LeaseId
 from leased.terms.lease import SYNTHETIC
-from leased.terms.moment import NS_PER_S, Moment
+from leased.terms.moment import HOUR_NS as HOUR_NS
+from leased.terms.moment import Moment
 from leased.terms.resource import ResourceKind, TierKind
-
-HOUR_NS: Final = 3_600 * NS_PER_S
 
 
 class PeakKey(msgspec.Struct, frozen=True, order=True):

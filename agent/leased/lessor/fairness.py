@@ -17,8 +17,8 @@ from math import isqrt
 from typing import Final
 
 from leased.terms.identity import TenantId
+from leased.terms.quantity import WHOLE_PM
 
-WHOLE_PM: Final = 1000
 INDEX_ONE: Final = 1_000_000
 _SCALE_BITS: Final = 48
 _STEPS: Final = 64

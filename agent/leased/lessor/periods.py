@@ -22,7 +22,8 @@ from leased.lessor.table import LeaseTable
 from leased.terms import event as events
 from leased.terms.identity import LeaseId, TenantId
 from leased.terms.lease import Lease
-from leased.terms.policy import DAY_NS, Period, Running
+from leased.terms.moment import DAY_NS
+from leased.terms.policy import Period, Running
 
 _LENGTH_NS: Final = {Period.DAY: DAY_NS, Period.WEEK: 7 * DAY_NS, Period.MONTH: 31 * DAY_NS}
 

@@ -16,6 +16,9 @@ from leased.terms.identity import BootId
 
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
+MINUTE_NS = 60 * NS_PER_S
+HOUR_NS = 3_600 * NS_PER_S
+DAY_NS = 24 * HOUR_NS
 
 
 class Moment(msgspec.Struct, frozen=True, array_like=True, gc=False):

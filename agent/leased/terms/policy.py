@@ -22,15 +22,11 @@ import msgspec
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId
 from leased.terms.lease import Level, Priority
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import DAY_NS, MINUTE_NS, NS_PER_S
 from leased.terms.resource import ResourceKind, TierKind
 
 VERSION: Final = 1
 """Of the document. A policy of a later version is refused, not half understood."""
-
-MINUTE_NS: Final = 60 * NS_PER_S
-HOUR_NS: Final = 3_600 * NS_PER_S
-DAY_NS: Final = 86_400 * NS_PER_S
 
 
 class Mode(enum.StrEnum):

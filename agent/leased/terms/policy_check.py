@@ -30,14 +30,13 @@ from leased.terms.policy import (
     Strategy,
     TenantLimits,
 )
-from leased.terms.quantity import print_duration, print_share, print_size
+from leased.terms.quantity import WHOLE_PM, print_duration, print_share, print_size
 from leased.terms.resource import ResourceKind
 
 CAPACITY_MAX: Final = 2**63 - 1
 TTL_NS_MAX: Final = 30 * 86_400 * NS_PER_S
 """The reaper believes no deadline that is further ahead than 31 days (its --horizon-s). Who wants a
 lease for longer renews it."""
-WHOLE_PM: Final = 1000
 SHARE_PM_MAX: Final = 100 * WHOLE_PM
 REASON_CHARS_MAX: Final = 500
 CRON_FIELDS: Final = 5

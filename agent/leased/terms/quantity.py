@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+WHOLE_PM: Final = 1000
 DURATION_UNITS: Final[tuple[tuple[str, int], ...]] = (
     ("d", 86_400_000_000_000),
     ("h", 3_600_000_000_000),

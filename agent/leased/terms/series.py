@@ -22,6 +22,9 @@ BYTES_MAX: Final = 2**56
 SHARE_MAX: Final = 4_000_000
 """Four times what was leased: bursts beyond a share are honest, more is a broken counter."""
 
+ACTIVE_PPM_MIN: Final = 50_000
+"""A look counts as active from 5 % of what was leased: below that a process is only kept alive."""
+
 REQUESTS_MAX: Final = 2**31 - 1
 """No node has room for so many requests: what says more is no count."""
 

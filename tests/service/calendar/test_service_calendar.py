@@ -12,8 +12,8 @@ from leased.service.policy import windows
 from leased.service.policy.calendar import CalendarWatch
 from leased.terms.command import Command, SetPolicy, Turn
 from leased.terms.errors import ConfigError
-from leased.terms.moment import NS_PER_S
-from leased.terms.policy import DAY_NS, HOUR_NS, MINUTE_NS, Period, Policy, digest
+from leased.terms.moment import DAY_NS, HOUR_NS, MINUTE_NS, NS_PER_S
+from leased.terms.policy import Period, Policy, digest
 from leased.terms.policy_text import read_policy
 from leased.terms.quantity import parse_instant, print_instant
 from tests.doubles.clock import FakeClock

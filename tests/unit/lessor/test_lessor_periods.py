@@ -6,8 +6,8 @@ from __future__ import annotations
 from leased.service.policy.calendar import calendar_at
 from leased.terms import command as commands
 from leased.terms import event as events
-from leased.terms.moment import Moment
-from leased.terms.policy import DAY_NS, HOUR_NS, Period, Policy
+from leased.terms.moment import DAY_NS, HOUR_NS, Moment
+from leased.terms.policy import Period, Policy
 from leased.terms.quantity import parse_instant
 from tests.doubles.desk import Desk, boot, mem
 

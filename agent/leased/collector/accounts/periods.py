@@ -20,9 +20,9 @@ import msgspec
 from leased.economics.billing import Month
 from leased.economics.hourly import HOUR_NS
 from leased.terms.errors import InvalidParameter
+from leased.terms.moment import DAY_NS as DAY_NS
 from leased.terms.moment import NS_PER_S
 
-DAY_NS: Final = 24 * HOUR_NS
 PERIOD_NS_MAX: Final = 800 * DAY_NS
 _UNITS: Final = {"h": HOUR_NS, "d": DAY_NS, "w": 7 * DAY_NS}
 _PERIOD: Final = re.compile(r"([1-9][0-9]{0,4})([hdw])\Z", re.ASCII)

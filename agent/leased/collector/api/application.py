@@ -28,11 +28,12 @@ from leased.collector.accounts.answers import Reach
 from leased.collector.accounts.reaching import nameless
 from leased.collector.api import requests
 from leased.collector.api.callers import CHALLENGE, Gate
-from leased.collector.api.pace import NS_PER_S, Pace
+from leased.collector.api.pace import Pace
 from leased.collector.api.problems import MEDIA_TYPE, Problem
 from leased.collector.api.routes import JSON, Answer, Call, Caller, Route, matches
 from leased.collector.governance.register import Reply
 from leased.terms.errors import ConfigError, InvalidParameter, StateError
+from leased.terms.moment import NS_PER_S
 
 FIXED: Final = {
     "X-Content-Type-Options": "nosniff",

@@ -28,18 +28,17 @@ from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.webhooks.mailing import OUTCOMES, Mailing
 from leased.economics.attribution import TYPE_OF, Basis, attribute
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
 from leased.economics.waste import Judged
 from leased.terms.exposition import MEDIA_TYPE
 from leased.terms.lease import SYNTHETIC, Priority
+from leased.terms.moment import HOUR_NS, NS_PER_S
+from leased.terms.quantity import WHOLE_PM
 from leased.terms.resource import ResourceKind, TierKind
 
 IDLE: Final = "__idle__"
 FENCED: Final = "__fenced__"
-NS_PER_S: Final = 1_000_000_000
-WHOLE_PM: Final = 1000
 Cost = dict[tuple[str, ...], Fraction]
 _Tier = tuple[ResourceKind, TierKind | None]
 _RESOURCE: Final = {ResourceKind.MEM: "memory"}

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import Final
 
-NS_PER_S: Final = 1_000_000_000
+from leased.terms.moment import NS_PER_S
+
 ROWS_MAX: Final = 10_000
 
 

@@ -6,10 +6,8 @@ Does nothing (`quotas`).
 
 from __future__ import annotations
 
-from typing import Final
-
 from leased.collector.api import forms
-from leased.collector.api.quotas import Quotas
+from leased.collector.api.quotas import TOP, Quotas
 from leased.collector.api.routes import Route, Scope
 from leased.collector.api.shown import (
     ChangesSeen,
@@ -18,8 +16,6 @@ from leased.collector.api.shown import (
     ScheduleSeen,
     SchedulesSeen,
 )
-
-TOP: Final = "/v1/governance/quotas"
 
 
 def routes(quotas: Quotas) -> list[Route]:

@@ -19,6 +19,7 @@ import msgspec
 from leased.collector.accounts.terms_file import terms_path
 from leased.collector.api.callers import LOOPBACK, Token
 from leased.collector.api.routes import Scope
+from leased.collector.config import CONFIG as CONFIG
 from leased.collector.metering.engines import SECTION, StoreConfig, check_store
 from leased.collector.planning import reserving, scheduled_scaling, spot
 from leased.collector.planning.slo import TIERS, Tier, check_tiers
@@ -30,12 +31,11 @@ from leased.terms import reading
 from leased.terms.errors import ConfigError
 from leased.terms.identity import parse_tenant
 from leased.terms.lease import Priority
+from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy
 from leased.terms.policy_text import read_policy
 from leased.terms.quantity import parse_instant
 
-CONFIG: Final = Path("/etc/leased/leased-collector.toml")
-NS_PER_S: Final = 1_000_000_000
 _ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 

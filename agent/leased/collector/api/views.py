@@ -45,13 +45,13 @@ from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, F
 from leased.collector.governance.lending import lent
 from leased.collector.governance.quotas import Limit, Per
 from leased.collector.node_view import NodeView
-from leased.collector.planning.compliance import HOUR_NS, HOURS, Tally
+from leased.collector.planning.compliance import HOURS, Tally
+from leased.terms.moment import HOUR_NS, NS_PER_S
 from leased.terms.policy import Policy
 from leased.terms.resource import ResourceKind
 
 PRIMARY: Final = "cpu_cores"
 THROTTLED_NS: Final = 60 * 10**9
-NS_PER_S: Final = 1_000_000_000
 HUNDREDTH: Final = Decimal("0.01")
 
 

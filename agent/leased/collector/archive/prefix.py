@@ -16,10 +16,9 @@ from typing import Final
 from leased.chain.canonical import decode
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.floor import KeptLog
-from leased.economics.hourly import HOUR_NS
 from leased.terms import event as events
+from leased.terms.moment import DAY_NS, HOUR_NS
 
-DAY_NS: Final = 24 * HOUR_NS
 MARGIN_NS: Final = 25 * HOUR_NS
 """Labels follow the boot clock and may be off from the clock on the wall by a drift; a stretch of
 quiet that begins an hour before the floor must be found again."""

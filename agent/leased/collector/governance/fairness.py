@@ -19,8 +19,8 @@ from fractions import Fraction
 from typing import Final
 
 from leased.terms.policy import Allocation, Strategy
+from leased.terms.quantity import WHOLE_PM
 
-WHOLE_PM: Final = 1000
 _FINE: Final = 10**30
 """Ratios are exact up to such a common denominator: that of a thousand tenants has no end."""
 

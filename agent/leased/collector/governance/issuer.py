@@ -42,9 +42,9 @@ from leased.collector.governance.policies import (
 from leased.collector.governance.register import Issued, Register
 from leased.collector.governance.shares import Given, Shares
 from leased.collector.governance.strategies import Strategies
+from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy, digest, digest_of
 
-NS_PER_S: Final = 1_000_000_000
 LOOK_NS: Final = 30 * NS_PER_S
 """A step of the wall clock is noticed this much later at most."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -20,10 +19,8 @@ from leased.collector.archive.floor import Floor, Kept
 from leased.collector.metering.rollup import LAYOUT, Listing, Rollups, Stretch
 from leased.collector.metering.sources import Quiet
 from leased.durable.files import DirectoryDisk, write_whole
-from leased.economics.hourly import HOUR_NS
 from leased.terms.errors import StateError
-
-DAY_NS: Final = 24 * HOUR_NS
+from leased.terms.moment import DAY_NS
 
 
 class Frozen(msgspec.Struct, frozen=True):

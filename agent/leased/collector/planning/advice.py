@@ -28,9 +28,8 @@ from leased.economics.pools import Pool
 from leased.economics.sensitivity import Sensitivity, sensitivity
 from leased.terms.lease import SYNTHETIC
 from leased.terms.moment import NS_PER_S
+from leased.terms.quantity import WHOLE_PM
 from leased.terms.resource import ResourceKind
-
-WHOLE_PM = 1000
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -22,9 +22,8 @@ from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Interval, Reach
 from leased.collector.governance.fairness import entitled, evenness
 from leased.collector.governance.strategies import Plans
-from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_NS, NS_PER_S
 from leased.terms.policy import Allocation
 from leased.terms.resource import UNIT, ResourceKind
 

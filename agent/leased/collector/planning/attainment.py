@@ -16,8 +16,8 @@ from typing import Final
 
 from leased.collector.planning.flow import DAYS_KEPT, class_of, forget_oldest
 from leased.terms.lease import Priority, RevocationReason
+from leased.terms.moment import HOUR_NS
 
-HOUR_NS: Final = 3_600 * 10**9
 TAKEN: Final = (
     RevocationReason.PRIORITY_PREEMPTION,
     RevocationReason.QUOTA_RECLAIM,

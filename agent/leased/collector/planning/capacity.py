@@ -35,16 +35,14 @@ from leased.collector.metering.sources import Held, Quiet
 from leased.collector.planning.thresholds import Load, Thresholds, alerts, scaling
 from leased.economics.amounts import exact
 from leased.economics.attribution import plain_cost
-from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_NS, MINUTE_NS
 from leased.terms.policy import Policy
 from leased.terms.resource import ResourceKind, TierKind
 
 WEEK: Final = "7d"
-MINUTE_NS: Final = 60 * NS_PER_S
 
 
 class Soft(msgspec.Struct, frozen=True):

@@ -18,9 +18,9 @@ from typing import Final
 import msgspec
 
 from leased.collector.planning.flow import forget_oldest
+from leased.terms.moment import HOUR_NS
 from leased.terms.reply import RefusalReason
 
-HOUR_NS: Final = 3_600 * 10**9
 HOURS: Final = 24
 BY_QUOTA: Final = frozenset(
     (

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-DAY_NS: Final = 24 * 3_600 * 10**9
+from leased.terms.moment import DAY_NS
+
 DAYS_KEPT: Final = 35
 _EIGHTHS: Final = 3
 _FIRST_BITS: Final = 1 + _EIGHTHS

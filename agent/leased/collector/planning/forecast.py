@@ -19,7 +19,7 @@ from decimal import Decimal
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Advice, Forecast, Prediction
-from leased.collector.accounts.periods import DAY_NS, Window
+from leased.collector.accounts.periods import Window
 from leased.collector.planning.history import begun_ns
 from leased.collector.planning.trend import (
     HISTORY_DAYS_MAX,
@@ -30,6 +30,7 @@ from leased.collector.planning.trend import (
 )
 from leased.economics.pools import UNIT, Pool
 from leased.terms.errors import InvalidParameter
+from leased.terms.moment import DAY_NS
 from leased.terms.resource import ResourceKind
 
 LEAD_DAYS = 15

@@ -13,8 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.periods import DAY_NS
-from leased.economics.hourly import HOUR_NS
+from leased.terms.moment import DAY_NS, HOUR_NS
 
 NOTHING_NS: Final = 28 * DAY_NS
 

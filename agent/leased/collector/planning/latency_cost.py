@@ -26,11 +26,11 @@ from leased.collector.accounts.clocks import AHEAD_NS
 from leased.collector.accounts.periods import Window, duration
 from leased.collector.fleet import Fleet
 from leased.collector.planning import capacity, queueing
-from leased.collector.planning.flow import DAY_NS, DAYS_KEPT, Day, day_start_ns, summed
+from leased.collector.planning.flow import DAYS_KEPT, Day, day_start_ns, summed
 from leased.collector.planning.history import begun_ns
-from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
 from leased.terms.errors import InvalidParameter
+from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_MS, NS_PER_S
 from leased.terms.resource import ResourceKind
 
 MONTH_H: Final = 730
@@ -39,8 +39,6 @@ SHARES: Final = ((2, 3), (1, 2), (1, 3))
 """Targets, of what it takes now, where none are named."""
 
 DECILES: Final = 10
-NS_PER_MS: Final = 1_000_000
-NS_PER_S: Final = 1_000_000_000
 
 
 class MarginalCost(msgspec.Struct, frozen=True):

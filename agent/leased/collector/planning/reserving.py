@@ -22,15 +22,15 @@ from leased.collector.accounts.answers import ReservationAdvice, Reservations, t
 from leased.collector.accounts.periods import Window
 from leased.collector.planning.capacity import list_price
 from leased.collector.planning.history import begun_ns
-from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
 from leased.terms.errors import ConfigError
+from leased.terms.moment import HOUR_NS
+from leased.terms.quantity import WHOLE_PM
 from leased.terms.reading import Keys, integer, section, share
 from leased.terms.resource import ResourceKind, TierKind
 
 ALL_OF_A_YEAR_H: Final = 8_760
-WHOLE_PM: Final = 1_000
 YEAR_MONTHS: Final = 12
 MONTHS_MAX: Final = 120
 

@@ -26,11 +26,11 @@ from leased.collector.fleet import Fleet
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import Spread, Store
 from leased.economics.amounts import rounded
-from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import UNIT
 from leased.economics.rates import RateCard
 from leased.economics.statement import fixed
 from leased.terms.lease import Priority
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind, TierKind
 
 MONTH_H: Final = 730

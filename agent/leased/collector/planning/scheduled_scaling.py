@@ -25,9 +25,9 @@ from leased.collector.accounts.periods import Window
 from leased.collector.governance.windows import check, last_opening_ns, next_opening_ns
 from leased.collector.planning import capacity
 from leased.collector.planning.history import begun_ns
-from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
 from leased.terms.errors import ConfigError, InvalidParameter
+from leased.terms.moment import HOUR_NS
 from leased.terms.reading import Keys, fields, integer, rows, section, table, text
 from leased.terms.resource import ResourceKind
 

@@ -21,12 +21,13 @@ from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Reach, to_decimals
 from leased.collector.accounts.periods import duration
 from leased.collector.fleet import Fleet
-from leased.collector.planning.attainment import HOUR_NS, Ends, together
+from leased.collector.planning.attainment import Ends, together
 from leased.collector.planning.capacity import list_cost
-from leased.collector.planning.flow import DAY_NS, DAYS_KEPT
+from leased.collector.planning.flow import DAYS_KEPT
 from leased.economics.pools import Pool
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.lease import Priority
+from leased.terms.moment import DAY_NS, HOUR_NS
 
 P99: Final = Fraction(99, 100)
 SECONDS: Final = 3_600

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
-from typing import Final
 
 import msgspec
 
@@ -25,8 +24,7 @@ from leased.collector.accounts import periods
 from leased.collector.accounts.answers import Advice, CapacityAlert
 from leased.terms.errors import ConfigError
 from leased.terms.moment import NS_PER_S
-
-WHOLE_PM: Final = 1000
+from leased.terms.quantity import WHOLE_PM
 
 
 class Thresholds(msgspec.Struct, frozen=True):

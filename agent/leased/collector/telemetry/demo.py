@@ -30,10 +30,9 @@ from leased.collector.telemetry.decoding import LEASE_ID, RESOURCE_ID, TENANT
 from leased.collector.telemetry.receiver import MEDIA_TYPE, PATH, Receiver
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import Store, recorded
-from leased.economics.hourly import HOUR_NS
 from leased.terms import event as events
 from leased.terms.lease import Subject
-from leased.terms.moment import NS_PER_S, Moment
+from leased.terms.moment import HOUR_NS, NS_PER_S, Moment
 from leased.terms.resource import ResourceKind
 from leased.terms.series import HW_TYPE, KIND, PRESSURE, REASON, SENSOR, SERIES
 

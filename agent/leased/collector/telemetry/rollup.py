@@ -19,14 +19,11 @@ import msgspec
 
 from leased.collector.telemetry.decoding import FUTURE_NS_MAX, Key, Point
 from leased.terms.moment import NS_PER_S
-from leased.terms.series import SERIES
+from leased.terms.series import ACTIVE_PPM_MIN, SERIES
 
 WINDOW_S: Final = 300
 GAP_NS: Final = 150 * NS_PER_S
 """Two points further apart tell nothing of what was between: 15 rounds were lost."""
-
-ACTIVE_PPM_MIN: Final = 50_000
-"""As on the node: below 5 % of what was leased, a process is only kept alive."""
 
 SUM_MAX: Final = 2**56
 """A node may send what it likes: sums stay here, far below what the store's columns hold (64 bits),

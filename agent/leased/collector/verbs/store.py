@@ -23,7 +23,7 @@ from leased.collector.api.verbs import serve
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.archive.manifests import is_there
 from leased.collector.config import CONFIG
-from leased.collector.demo import DAY_NS, Wish, make_fleet
+from leased.collector.demo import Wish, make_fleet
 from leased.collector.fleet import Fleet
 from leased.collector.metering.engines import load_store, maker
 from leased.collector.metering.reference import read_archive
@@ -35,6 +35,7 @@ from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.economics.contracts import Terms
 from leased.terms.errors import EX_DATAERR, InvalidParameter, StateError
+from leased.terms.moment import DAY_NS
 
 FIRST_S_MAX: Final = 120.0
 LOOK_S: Final = 0.2

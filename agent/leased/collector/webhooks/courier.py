@@ -30,8 +30,8 @@ from leased.collector.webhooks.places import Places
 from leased.collector.webhooks.post import Heard, Line, Undelivered, connect
 from leased.collector.webhooks.schedule import next_due_ns
 from leased.terms.errors import StateError
+from leased.terms.moment import NS_PER_S
 
-NS_PER_S: Final = 1_000_000_000
 LOOK_S: Final = 1.0
 """How late what another process has put in is seen."""
 

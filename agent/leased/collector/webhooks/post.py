@@ -22,14 +22,13 @@ import msgspec
 import trio
 
 from leased.collector.webhooks.guard import Network, Target, refusal
+from leased.terms.moment import NS_PER_S
 
 READ_BYTES: Final = 16 * 1024
 HEAD_BYTES_MAX: Final = 16 * 1024
 BODY_BYTES_MAX: Final = 64 * 1024
 REST_S_MAX: Final = 1
 """For the rest of an answer whose head is there."""
-
-NS_PER_S: Final = 1_000_000_000
 
 
 class Undelivered(Exception):

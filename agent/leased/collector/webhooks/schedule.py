@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import Final
 
-NS_PER_S: Final = 1_000_000_000
+from leased.terms.moment import NS_PER_S
+
 _MINUTE: Final = 60
 _HOUR: Final = 3_600
 WAITS_S: Final = (

@@ -16,12 +16,10 @@ from typing import Final
 import msgspec
 
 from leased.terms.resource import ResourceKind
+from leased.terms.series import ACTIVE_PPM_MIN
 from leased.terms.teardown import Utilization
 
 PPM: Final = 1_000_000
-ACTIVE_PPM_MIN: Final = 50_000
-"""A look counts as active from 5 % of what was leased: below that a process is only kept alive."""
-
 SPOKEN_FOR: Final = (
     ResourceKind.GPU,
     ResourceKind.CPU,
