@@ -73,6 +73,7 @@ class Want(msgspec.Struct, frozen=True):
     limit: int
     usage: int
     requested: int
+    boot_ns: int = 0
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -138,6 +139,10 @@ class NodeView:
         """How long a lease was there, by the same."""
         return max(0, self._boot_ns(now_wall_ns) - lease.granted_ns) if self.moment else 0
 
+    def since_ns(self, want: Want, now_wall_ns: int) -> int:
+        """How long ago something was asked for, by the same."""
+        return max(0, self._boot_ns(now_wall_ns) - want.boot_ns) if self.moment else 0
+
     def _boot_ns(self, now_wall_ns: int) -> int:
         # No earlier than its last record was, whose label may be of a time to come.
         assert self.moment is not None, "it has a record"
@@ -154,7 +159,9 @@ class NodeView:
             self._apply_lease(sequence, event, moment)
         elif isinstance(event, events.NodeStarted):
             if event.boot_id != self.boot_id:
-                self.over.clear()  # nobody has anything after a reboot, and no end of it is sealed
+                # Nobody has anything after a reboot, or waits, and no end of it is sealed.
+                self.over.clear()
+                self.wants.clear()
             self.version, self.boot_id, self.running = event.version, event.boot_id, True
         elif isinstance(event, events.NodeStopped):
             self.running = False
@@ -183,7 +190,8 @@ class NodeView:
             self.compliance.refuse(event.tenant, moment.wall_ns, event.reason)
             if event.reason in _THROTTLES:
                 self.throttled[event.tenant] = moment.wall_ns
-            want = Want(moment.wall_ns, event.limit, event.usage, event.requested)
+            asked = (event.limit, event.usage, event.requested)
+            want = Want(moment.wall_ns, *asked, moment.boot_ns)
             of = event.resource_kind
             if event.reason in _LIMITS:
                 self.wants[event.tenant, event.reason, of] = want
