@@ -29,7 +29,7 @@ from leased.service.holders import Holders
 from leased.service.sequencer import Held
 from leased.terms.command import Activate, CutEnded, GrantFailed
 from leased.terms.effect import MoveDeadline, Prepare
-from leased.terms.errors import DeviceError
+from leased.terms.errors import DeviceError, Shortage
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, LeaseState
 from leased.terms.reply import Granted, Refusal, RefusalReason, Reply
@@ -255,9 +255,7 @@ class Grantor:
 
     def _fail(self, lease: Lease, step: TeardownStep, error: DeviceError) -> None:
         self._submit(GrantFailed(NO_COMMAND, lease.lease_id, step, error.errno))
-        self._refuse(
-            lease, Refusal(RefusalReason.DEVICE_FAILED, what=error.verb, usage=error.errno)
-        )
+        self._refuse(lease, _refusal(error))
 
     def _refuse(self, lease: Lease, refusal: Refusal) -> None:
         self._overtaken.discard(lease.lease_id)
@@ -311,6 +309,13 @@ def _moves(batch: Sequence[Held]) -> list[tuple[LeaseId, int, int]]:
         assert isinstance(move, MoveDeadline)
         moves.append((move.lease_id, move.generation, move.deadline_ns))
     return moves
+
+
+def _refusal(error: DeviceError) -> Refusal:
+    if isinstance(error, Shortage):
+        numbers = (error.resource_id, error.limit, error.usage, error.requested, error.again_ns)
+        return Refusal(RefusalReason.NO_CAPACITY, *numbers)
+    return Refusal(RefusalReason.DEVICE_FAILED, what=error.verb, usage=error.errno)
 
 
 def _lease_of(held: Held) -> Lease:

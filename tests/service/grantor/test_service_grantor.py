@@ -14,7 +14,7 @@ import trio.testing
 from leased.lessor.table import end_ns
 from leased.service.grantor import QUICK_BYTES_MAX, Pace, pace_of
 from leased.terms.command import Drain, Release, Renew
-from leased.terms.errors import DeviceError
+from leased.terms.errors import DeviceError, Shortage
 from leased.terms.event import AccessCut, Reclaimed, Revoked
 from leased.terms.lease import Ending, LeaseState, RevocationReason
 from leased.terms.moment import NS_PER_S
@@ -99,6 +99,18 @@ async def test_a_retry_of_a_grant_that_then_fails_is_refused_with_it(
         for box in (first, retry):
             reply = await box.reply()
             assert isinstance(reply, Refusal) and reply.reason is RefusalReason.DEVICE_FAILED
+
+
+async def test_what_is_not_there_is_refused_in_its_numbers(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A pool is smaller than it was seen last: that is no failure of a device."""
+    numbers = ("mem:node0:4096", 40960, 8192, PAGES * 4096, 7)
+    async with Host().standing() as host, host.agent() as agent:
+        fault = Fault(Shortage(*numbers))
+        host.devices.fault = lambda verb, lease: fault if verb == "prepare" else None
+        reply = await agent.ask(host.acquire(PAGES))
+        assert reply == Refusal(RefusalReason.NO_CAPACITY, *numbers)
 
 
 # ---- what fails ----------------------------------------------------------------------------------
