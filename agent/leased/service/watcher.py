@@ -24,6 +24,7 @@ from leased.terms.event import Event, Fenced, LeaseEvent, Reclaimed, Unfenced
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import Health, Inventory
 
+_ENDS = (Reclaimed, Fenced, Unfenced)
 RESCAN_NS = 60 * NS_PER_S
 """Nomad fingerprints once a minute; the notices make it faster where they work."""
 
@@ -122,7 +123,7 @@ class Watcher:
         """What ended for want of its hardware kept that out of the inventory, also if it is back by
         now: whatever comes of the end of such a lease is a reason to look."""
         for event in events:
-            if isinstance(event, Reclaimed | Fenced | Unfenced) and not self._has(event):
+            if isinstance(event, _ENDS) and not self._has(event):
                 self.notice()
 
     def _has(self, event: LeaseEvent) -> bool:
