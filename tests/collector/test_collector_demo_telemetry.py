@@ -115,6 +115,18 @@ def test_the_week_before_has_been_looked_at_every_hour(made: Path) -> None:
     assert 0 < min(told) < max(told) < 1
 
 
+def test_what_a_lease_wastes_is_of_a_kind(made: Path) -> None:
+    """4 cores and 4 GPUs were both 4."""
+    told = []
+    for words in (["--json"], []):
+        console = Console(io.StringIO(), io.StringIO(), wall_ns=lambda: NOW_NS)
+        assert main(["--state", str(made), "waste", *words], console) == 0
+        told.append(console.out.getvalue())
+    kinds = [one["kind"] for one in json.loads(told[0])["leases"]]
+    assert len({*kinds}) > 1
+    assert [line.split()[3] for line in told[1].splitlines()[1:]] == kinds
+
+
 def read(state: Path) -> Fleet:
     fleet = Fleet()
     with closing(ArchiveReader(state)) as archive:

@@ -220,6 +220,21 @@ CANNOT_BE_TOLD = {
 MAKER = Path(__file__).parents[1] / "focus-validator"
 
 
+@pytest.mark.parametrize("rest_by_card", [True, False])
+def test_a_line_of_a_part_of_the_month_is_divided_as_any_other(rest_by_card: bool):
+    """It was one row of the whole month, without a tag."""
+    source = WrittenSource()
+    source.hold("t", ResourceKind.GPU, 1000, range(48), tag=TAG)
+    since_ns, until_ns = (JANUARY_NS + hour * HOUR_NS for hour in (12, 36))
+    agreed = Contract("t", since_ns, Model.USAGE_BASED, until_ns, rest_by_card=rest_by_card)
+    accounts = Accounts(source, Terms(CARDS[:1], contracts=(agreed,)))
+    rows = rows_of(accounts.focus("t", "2024-01"))
+    times = [(r["ChargePeriodStart"][8:13], r["ChargePeriodEnd"][8:13]) for r in rows]
+    within = [("01T12", "02T00"), ("02T00", "02T12")] if rest_by_card else []
+    assert times == [("01T00", "01T12"), *within, ("02T12", "03T00")]
+    assert {r["Tags"] for r in rows} == {'{"cost_center": "CC-1", "project": "atlas"}'}
+    assert {r["BilledCost"] for r in rows} == {"432.00"}
+
 def everything() -> Accounts:
     """A month with a plan for a part of it, its overage, two cards, tags, tasks and a credit."""
     source = WrittenSource()

@@ -358,8 +358,9 @@ async def test_a_thousand_nodes_at_once(tmp_path: Path, pki: FleetPki) -> None:
             process = subprocess.Popen(
                 words, stdout=said, stderr=subprocess.DEVNULL, env=ENVIRONMENT, text=True
             )
-            ended = os.pidfd_open(process.pid)
-            while not select.select([ended], [], [], 0.02)[0]:
+            ended, over = os.pidfd_open(process.pid), select.poll()  # its number may be a large one
+            over.register(ended, select.POLLIN)
+            while not over.poll(20):
                 # Not wait4's, which begins with what we have ourselves.
                 peak_kib = max(peak_kib, _peak_kib_of(process.pid))
             os.close(ended)

@@ -301,3 +301,30 @@ Accounts(source, Terms(), invoices).issue("2024-01")
         assert re.match(rf"mkdirat\(\d+<{re.escape(str(tmp_path))}", calls[number]), calls[number]
         parent = calls[number].partition("<")[2].partition(">")[0]
         assert any(call.startswith("fsync") and f"<{parent}>" in call for call in calls[number:])
+
+
+def test_the_minimum_of_a_contract_is_held_against_its_own_lines(tmp_path: Path):
+    """What is used after it, or before, pays for none of it; a bill of an earlier release, which
+    held all against all, is what it was."""
+    source, invoices = fleet(tmp_path)
+    source.hold("t", CPU, 1_000, range(16 * 24, 16 * 24 + 100))  # at 720 credits
+    middle_ns = JANUARY_NS + 15 * 24 * HOUR_NS + 12 * HOUR_NS
+    least = Contract("t", 0, Model.RATE_CARD, middle_ns, monthly_minimum_nano=310 * NANO)
+    terms = Terms(contracts=(least, Contract("t", middle_ns, Model.RATE_CARD)))
+    accounts = Accounts(source, terms, invoices)
+    bill = accounts.bill("t", "2024-01")
+    assert [(line.description, line.total) for line in bill.line_items] == [
+        ("CPU (standard)", "72.000000"),
+        ("Minimum commitment adjustment", "83.000000"),
+        ("CPU (standard)", "720.000000"),
+    ]
+    assert (bill.total, bill.version) == ("875.000000", 2)
+    before = msgspec.structs.replace(
+        bill,
+        version=1,
+        line_items=(bill.line_items[0], bill.line_items[2]),
+        subtotal="792.000000",
+        total="792.000000",
+    )
+    invoices.issue(before, b"")
+    assert accounts.bill("t", "2024-02").corrections == ()

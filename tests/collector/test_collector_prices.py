@@ -43,6 +43,33 @@ def test_the_api_and_the_verbs_have_one_file_of_prices(tmp_path: Path):
         server.wait_for(r"prices of before stay in force: .*billing\.toml: No such file")
 
 
+def test_who_agreed_to_a_minimum_and_had_nothing_is_somebody(tmp_path: Path):
+    """Its bill was told, and of its usage, its quota and in the console's list it was nobody."""
+    now_ns = time.time_ns()
+    sample(tmp_path / "state", now_ns, begin_of(now_ns))
+    agreed = 'model = "usage_based"\nmonthly_minimum = "100"\n'
+    (tmp_path / "billing.toml").write_text(f'[[contracts]]\ntenant = "ghost"\n{agreed}')
+    with CollectorServer(directory=tmp_path) as server:
+        server.wait_for("usage is up to date")
+        day = begin_of(now_ns) // 10**9
+        month = time.strftime("%Y-%m", time.gmtime(day))
+        asked = f"start={time.strftime('%Y-%m-%d', time.gmtime(day))}"
+        asked += f"&end={time.strftime('%Y-%m-%d', time.gmtime(now_ns // 10**9))}"
+        for name, status in (("ghost", 200), ("nobody", 404)):
+            for path in (
+                f"/v1/billing/summary?tenant={name}&month={month}",
+                f"/v1/billing/usage?tenant={name}&{asked}",
+                f"/v1/billing/usage?tenant={name}&{asked}&granularity=lease",
+                f"/v1/governance/quotas/{name}",
+                f"/v1/governance/usage/{name}",
+            ):
+                assert server.ask("GET", path).status == status, path
+        told = server.ask("GET", f"/v1/billing/usage?tenant=ghost&{asked}").json
+        assert (told["rows"], told["total_cost"]) == ([], 0)
+        rows = server.ask("GET", "/v1/governance/quotas").json["quotas"]
+        assert "ghost" in [row["tenant"] for row in rows]
+
+
 def test_prices_that_cannot_be_meant_are_refused_before_anything_is_served(tmp_path: Path):
     config = tmp_path / "leased-collector.toml"
     config.write_text('[http]\nlisten = ["127.0.0.1:0"]\n[governance]\nterms_file = "prices.toml"')

@@ -535,6 +535,18 @@ def test_the_verbs_print_text_json_and_csv(fleet: Path):
     assert run(main, *state, "rebuild", "--reference")[0] == 0
 
 
+@pytest.mark.parametrize(("kind", "unit"), [("cpu", "core"), ("gpu", "device"), ("mem", "GiB")])
+def test_a_forecast_is_told_by_its_kind(fleet: Path, kind: str, unit: str):
+    words = ("--state", str(fleet), "forecast", "--kind", kind)
+    told = json.loads(run(main, *words, "--json")[1])
+    assert (told["kind"], told["unit"]) == (kind, unit)
+    columns = ["date", f"predicted_{kind}_demand", "confidence", "lower", "upper"]
+    assert told["predictions"] and all(list(one) == columns for one in told["predictions"])
+    text = run(main, *words)[1]
+    assert f"PREDICTED {kind.upper()} DEMAND" in text and f"unit: {unit}" in text
+    assert run(main, *words, "--csv")[1].splitlines()[0] == ",".join(columns)
+
+
 def test_a_bill_is_recomputed_from_the_chains_alone(fleet: Path, tmp_path: Path):
     bill = tmp_path / "bill.json"
     state = ("--state", str(fleet))

@@ -79,9 +79,8 @@ class Browser:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.ask(f"{domain}.enable")
-        scheme = "dark" if self._dark else "light"
         features = [
-            {"name": "prefers-color-scheme", "value": scheme},
+            {"name": "prefers-color-scheme", "value": "dark"},
             {"name": "prefers-reduced-motion", "value": "reduce"},
         ]
         self.ask("Emulation.setEmulatedMedia", features=features)

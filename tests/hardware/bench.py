@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.hardware.case import Failed, NotRun
+from tests.hardware.options import PATIENCE_S
 from tests.hostile.cuda_process import Holder, holder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE_S = 10.0
-"""How long an answer of the driver, or the release of what a dead process had, may take."""
-
 START_BUDGET_S = 60.0
 POLL_S = 0.002
 _numbers = itertools.count()

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hardware suite: what is true of the GPU of this machine, in five minutes, nothing changed.
+"""The hardware suite: what is true of the GPU of this machine, in five minutes, nothing changed
+(`tests/hardware/run --help`).
 
-    tests/hardware/run [--gpu UUID] [--results DIRECTORY]       a real GPU
-    tests/hardware/run --mock H100 [--results DIRECTORY]        the mock (`tests/mocks/nvml`)
-
-Runs with whatever rights it has and says what it could not find out. It sets no mode and no limit,
-does not reset, and touches only a GPU that nobody uses. The results are one JSON file a GPU model,
-from which `tests/hardware/table.py` makes the table in tests/EVIDENCE.md.
-
-Exit status: 0 nothing failed, 1 a claim failed, 66 there is no GPU, 70 a setting was not as before.
+It sets no mode and no limit, does not reset, and touches only a GPU that nobody uses. The results
+are one JSON file a GPU model, from which `tests/hardware/table.py` makes the table in
+tests/EVIDENCE.md.
 """
 
 from __future__ import annotations
@@ -27,12 +23,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.hardware.bench import PATIENCE_S, Bench, NoAnswer
+from tests.hardware.bench import Bench, NoAnswer
 from tests.hardware.case import CASES, FAILED, HELD, NOT_RUN, Case, Failed, Finding, NotRun
+from tests.hardware.options import read_arguments
 from tests.hostile.cuda_process import TrickFailed
 
 FORMAT = 1
-BUDGET_S = 360
 RESULTS = Path(__file__).resolve().parent / "results"
 MODULES = ("cases_access", "cases_release", "cases_sharing", "cases_lease", "cases_agent")
 _NO_GPU, _CHANGED = 66, 70
@@ -128,23 +124,6 @@ def bench_of(options: argparse.Namespace) -> Iterator[Bench]:
         environment = {**os.environ, **machine.environment()}
         with contextlib.closing(_bench(options, "0", environment)) as bench:
             yield bench
-
-
-def read_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--gpu", default="0", help="UUID or NVML's number (default: 0)")
-    parser.add_argument("--mock", default="", help="a profile of the mock instead")
-    where = "where the driver's files are; anywhere else than / it is a stand-in's"
-    parser.add_argument("--root", type=Path, default=Path("/"), help=where)
-    parser.add_argument("--results", type=Path, default=None, help="where to write the results")
-    parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="for all of it")
-    patience = "for each answer and each release"
-    parser.add_argument("--patience-s", type=float, default=PATIENCE_S, help=patience)
-    parser.add_argument("--case", action="append", default=[], help="only these")
-    return parser.parse_args()
 
 
 def main() -> int:

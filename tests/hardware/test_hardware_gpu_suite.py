@@ -207,6 +207,16 @@ def test_no_time_left_is_said(machine: Machine) -> None:
     assert done.returncode == 0 and "5 s left, it may take 60" in done.stdout
 
 
+def test_help_builds_nothing(tmp_path: Path) -> None:
+    """Any Python says it, of a tree in which nothing was built and with nothing to build it."""
+    (tmp_path / "tests").mkdir()
+    shutil.copytree(REPOSITORY / "tests/hardware", tmp_path / "tests/hardware")
+    words = [tmp_path / "tests/hardware/run", "--mock", "H100", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=SUITE_BUDGET_S)
+    assert done.returncode == 0 and "--budget-s" in done.stdout and not done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
         suite(None),

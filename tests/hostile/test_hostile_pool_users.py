@@ -11,10 +11,11 @@ import msgspec
 import pytest
 
 from leased.hardware.devices import Devices
-from leased.terms.errors import DeviceError
+from leased.terms.errors import Shortage
 from leased.terms.lease import RevocationReason
 from leased.terms.teardown import ProofReport, ScrubReport
 from tests.doubles.host import (
+    HUGEPAGE_BYTES,
     charged_hugepages,
     foreign_hugepages,
     free_hugepages,
@@ -89,7 +90,8 @@ async def test_a_grant_that_fails_for_want_of_pages_fences_none(devices: Devices
     assert await fenced_pages(devices, one, await grant(devices, one)) == 0
     with foreign_hugepages(free_hugepages() - 1):
         [failed] = await devices.prepare_many([other])
-        assert isinstance(failed, DeviceError)
+        assert isinstance(failed, Shortage)
+        assert failed.limit - failed.usage == HUGEPAGE_BYTES and failed.again_ns is None
         other = msgspec.structs.replace(other, reason=RevocationReason.GRANT_FAILED)
         [scrub] = await devices.scrub_many([(other, ())])
         [proof] = await devices.prove_many([(other, ())])

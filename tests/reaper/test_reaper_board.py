@@ -154,6 +154,30 @@ async def test_a_renewal_that_the_reaper_never_saw_outlives_it() -> None:
             assert _move(link, again) == [True], "armed again, it has a place on the board again"
 
 
+async def test_a_lease_whose_reaper_knew_more_has_its_place_again_after_one_packet() -> None:
+    """It held a later renewal than the link, and would not arm what it was told anew."""
+    with ReaperHost() as host:
+        lease = lease_of(ttl_ms=LATER_MS)
+        unheard = _renewed(lease, ms=1_000)
+        async with linked(host.socket_path) as link:
+            await link.arm(lease, "", (), None)
+            asked = protocol.encode_renewals(
+                [(unheard.lease_id, unheard.generation, unheard.deadline_ns)]
+            )
+            sock = host.connect()
+            sock.send(protocol.encode(protocol.RENEW, 1, 1, asked))
+            sock.recv(protocol.PACKET_BYTES_MAX)
+            host.kill()
+            host.start()
+            while not link.connected:
+                await trio.lowlevel.checkpoint()
+            later = _renewed(unheard, ms=1_000)
+            assert _move(link, later) is None, "its place is not known"
+            assert await link.renew(later.lease_id, later.generation, later.deadline_ns)
+            await link.ping()
+            assert _move(link, _renewed(later, ms=1_000)) == [True]
+
+
 @pytest.mark.parametrize("nonsense", ["far", "early"])
 async def test_what_cannot_be_a_deadline_is_not_believed(nonsense: str) -> None:
     async with linked_reaper("--horizon-s=3600") as (host, link):

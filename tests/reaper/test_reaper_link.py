@@ -145,6 +145,20 @@ async def test_a_mute_reaper_is_a_device_error_and_nobody_waits(tmp_path: Path) 
             await link.disarm(_move()[0])
 
 
+async def test_a_reaper_of_another_release_is_told_from_a_mute_one(tmp_path: Path) -> None:
+    def refused(packet: protocol.Packet) -> bytes | None:
+        status = -errno.EPROTONOSUPPORT
+        header = (protocol.MAGIC, protocol.VERSION - 1, protocol.ERROR, packet.serial, 0)
+        return protocol.HEADER.pack(*header, status, 0, 0)
+
+    async with _linked(tmp_path / "s", refused, answer_s=0.3) as (link, _):
+        with trio.fail_after(3):
+            with pytest.raises(DeviceError, match=r"of another release.*leased-reaper\(8\)"):
+                await link.ping()
+            [arm] = await link.arm_many([Arming(lease_of(ttl_ms=LATER_MS))])
+            assert arm is not None and arm.errno == errno.EPROTONOSUPPORT
+
+
 @pytest.mark.parametrize(
     "lie",
     [

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import resource
 import shutil
@@ -19,6 +20,8 @@ import msgspec
 import pytest
 import trio
 
+from leased.ctl import service_checks
+from leased.ctl.findings import Grade
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
 from leased.ports import Arming
@@ -95,6 +98,25 @@ def test_it_says_to_systemd_that_it_is_ready_lives_and_stops() -> None:
         assert "event=ready" in host.log() and "event=stopping" in host.log()
         for line in host.log().splitlines():
             assert re.match(r"<[2-6]>event=[a-z_]+", line), line
+
+
+@needs_root
+def test_the_doctor_tells_one_that_answers_from_one_that_is_stopped() -> None:
+    with ReaperHost() as host:
+        users = str(host.directory / "io.leased")
+
+        def told() -> tuple[Grade, str]:
+            found = service_checks.sockets(Path("/"), users, f"{users}.admin")
+            [reaper] = [one for one in found if one.topic == "reaper"]
+            return reaper.grade, reaper.text
+
+        assert told() == (Grade.OK, "answers")
+        host.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, host.process.pid, os.WSTOPPED | os.WNOWAIT)
+        assert told() == (Grade.FAIL, "no answer after 2 s")
+        host.process.send_signal(signal.SIGCONT)
+        assert told() == (Grade.OK, "answers")
+        assert "event=peer_refused" not in host.log()
 
 
 @needs_root

@@ -39,12 +39,13 @@ from leased.collector.live_lease import LiveLease
 from leased.collector.node_view import NodeView, Want
 from leased.service.policy.windows import open_windows
 from leased.terms.identity import TenantId
+from leased.terms.moment import Moment
 from leased.terms.policy import Policy, digest
 from leased.terms.policy_turn import turned
 from leased.terms.quantity import parse_instant
 from leased.terms.reply import RefusalReason
 from leased.terms.resource import ResourceKind
-from tests.doubles.economics_history import subject
+from tests.doubles.economics_history import boot, subject
 from tests.doubles.fleet_archive import gpus
 
 S = 1_000_000_000
@@ -92,6 +93,12 @@ class Node:
             )
             for number in range(self.held)
         }
+
+    def refuse(self, now_ns: int, limit: int, usage: int, requested: int) -> None:
+        """A request, and the record of it is pulled."""
+        self.view.moment = Moment(boot(1), now_ns, now_ns)
+        want = Want(now_ns, limit, usage, requested, now_ns)
+        self.view.wants[TENANT, REFUSED, ResourceKind.GPU] = want
 
 
 class FleetQuota(RuleBasedStateMachine):
@@ -257,9 +264,7 @@ class FleetQuota(RuleBasedStateMachine):
             if not node.parted:
                 self.issuer.note_waiting(node.id, {(TENANT, "gpus"): count * GPU})
         else:
-            node.view.wants[TENANT, REFUSED, ResourceKind.GPU] = Want(
-                self.now_ns, limit, node.held * GPU, count * GPU
-            )
+            node.refuse(self.now_ns, limit, node.held * GPU, count * GPU)
 
     @rule(at=st.integers(0, 6), count=st.integers(1, 12))
     def release(self, at: int, count: int) -> None:
@@ -285,9 +290,7 @@ class FleetQuota(RuleBasedStateMachine):
         if has < most and queued:
             self.issuer.note_waiting(wanted.id, {(TENANT, "gpus"): most})
         elif has < most:
-            wanted.view.wants[TENANT, REFUSED, ResourceKind.GPU] = Want(
-                self.now_ns, has, 0, most
-            )
+            wanted.refuse(self.now_ns, has, 0, most)
         self._hear_all()
         self._hear_all()
         has = wanted.limit(self.now_ns)

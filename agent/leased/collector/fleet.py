@@ -103,12 +103,9 @@ class Fleet:
         """The largest of what each asked for in vain since then, for want of room, and has not
         been given afterwards: who asks one node after the other wants it once."""
         found: dict[str, Amounts] = {}
-        standing = self.standing()
-        until_ns = standing.until_ns(now_ns)
-        for tenant, kind, want in standing.wanted:
-            if since_ns < want.wall_ns <= until_ns:
-                mine = found.setdefault(tenant, {})
-                mine[kind] = max(want.requested, mine.get(kind, 0))
+        for tenant, kind, want in self.standing().wanted(since_ns, now_ns):
+            mine = found.setdefault(tenant, {})
+            mine[kind] = max(want.requested, mine.get(kind, 0))
         return found
 
 

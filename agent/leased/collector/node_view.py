@@ -73,6 +73,7 @@ class Want(msgspec.Struct, frozen=True):
     limit: int
     usage: int
     requested: int
+    boot_ns: int = 0
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -138,6 +139,10 @@ class NodeView:
         """How long a lease was there, by the same."""
         return max(0, self._boot_ns(now_wall_ns) - lease.granted_ns) if self.moment else 0
 
+    def since_ns(self, want: Want, now_wall_ns: int) -> int:
+        """How long ago something was asked for, by the same."""
+        return max(0, self._boot_ns(now_wall_ns) - want.boot_ns) if self.moment else 0
+
     def _boot_ns(self, now_wall_ns: int) -> int:
         # No earlier than its last record was, whose label may be of a time to come.
         assert self.moment is not None, "it has a record"
@@ -153,7 +158,9 @@ class NodeView:
             self._apply_lease(sequence, event, moment)
         elif isinstance(event, events.NodeStarted):
             if event.boot_id != self.boot_id:
-                self.over.clear()  # nobody has anything after a reboot, and no end of it is sealed
+                # Nobody has anything after a reboot, or waits, and no end of it is sealed.
+                self.over.clear()
+                self.wants.clear()
             self.version, self.boot_id, self.running = event.version, event.boot_id, True
         elif isinstance(event, events.NodeStopped):
             self.running = False
@@ -177,18 +184,18 @@ class NodeView:
         elif isinstance(event, events.OverageBegan | events.OverageEnded):
             self.over.pop((event.holder, event.rule), None)
         elif isinstance(event, events.Refused):
-            self._refuse(event, moment.wall_ns)
+            self._refuse(event, moment)
             self._tell(sequence, event, moment, event.tenant, "")
         self.applied = sequence + 1
 
-    def _refuse(self, event: events.Refused, wall_ns: int) -> None:
-        tenant, of = event.tenant, event.resource_kind
+    def _refuse(self, event: events.Refused, moment: Moment) -> None:
+        tenant, of, wall_ns = event.tenant, event.resource_kind, moment.wall_ns
         self.tenants[tenant] = None
         self.refused[tenant] = self.refused.get(tenant, 0) + 1
         self.compliance.refuse(tenant, wall_ns, event.reason)
         if event.reason in _THROTTLES:
             self.throttled[tenant] = wall_ns
-        want = Want(wall_ns, event.limit, event.usage, event.requested)
+        want = Want(wall_ns, event.limit, event.usage, event.requested, moment.boot_ns)
         if event.reason in _LIMITS:
             self.wants[tenant, event.reason, of] = want
         whole = 0 if of is None else self._totals.get(of, 0)

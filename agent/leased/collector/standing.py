@@ -10,7 +10,8 @@ Does not follow records and does not know when it is old (`fleet`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 from leased.collector.accounts.clocks import last_ns
@@ -82,19 +83,26 @@ class Standing:
         return found
 
     @cached_property
-    def wanted(self) -> list[tuple[str, ResourceKind, Want]]:
-        """What was asked for in vain, for want of room, and has not been given afterwards."""
-        given: dict[tuple[str, ResourceKind], int] = {}
+    def _given(self) -> dict[tuple[str, ResourceKind], list[int]]:
+        """When each was given what it has of each kind, sorted."""
+        found: dict[tuple[str, ResourceKind], list[int]] = {}
         for _, lease in self.leases:
             for one in lease.subject.allotments:
                 key = (str(lease.subject.tenant), one.kind)
-                given[key] = max(lease.granted_wall_ns, given.get(key, 0))
-        return [
-            (tenant, kind, want)
-            for view in self.nodes
-            for (tenant, kind), want in list(view.unmet.items())
-            if given.get((tenant, kind), 0) < want.wall_ns
-        ]
+                found.setdefault(key, []).append(lease.granted_wall_ns)
+        return {key: sorted(moments) for key, moments in found.items()}
+
+    def wanted(self, since_ns: int, now_ns: int) -> Iterator[tuple[str, ResourceKind, Want]]:
+        """What was asked for in vain since then, for want of room, and has not been given
+        afterwards. By a clock that is ahead all was given afterwards: of that nothing is."""
+        until_ns = self.until_ns(now_ns)
+        for view in self.nodes:
+            for (tenant, kind), want in list(view.unmet.items()):
+                given = self._given.get((tenant, kind), [])
+                after = bisect_left(given, want.wall_ns)
+                has = after < len(given) and given[after] <= until_ns
+                if since_ns < want.wall_ns <= until_ns and not has:
+                    yield tenant, kind, want
 
     def until_ns(self, now_ns: int) -> int:
         """The latest instant of which records are believed."""

@@ -84,8 +84,15 @@ def sockets(root: Path, users: str, admins: str) -> Iterator[Finding]:
         try:
             sock.settimeout(ANSWER_S)
             sock.connect(str(reaper))
+            # The kernel connects to one that is stopped, too. What is no packet of its protocol, of
+            # whatever version, it answers by hanging up.
+            sock.send(b"?")
+            sock.recv(1)
         except PermissionError:
             yield Finding(Grade.NOTE, "reaper", "may be asked by root only")
+        except TimeoutError:
+            advice = "stopped, or hangs: no lease ends in time; journalctl -u leased-reaper"
+            yield Finding(Grade.FAIL, "reaper", f"no answer after {ANSWER_S:g} s", advice)
         except OSError as error:
             advice = "nothing is granted without it: systemctl start leased-reaper.service"
             yield Finding(Grade.FAIL, "reaper", f"{reaper.name}: {error.strerror}", advice)

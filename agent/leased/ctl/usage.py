@@ -24,8 +24,8 @@ from leased.economics.peaks import Peak, peaks
 from leased.economics.pools import UNIT, UNIT_NAME, Interval, Pool
 from leased.economics.rates import Cost, RateCard
 from leased.economics.statement import Span, Statement, rate_text, state
-from leased.terms.errors import EX_IOERR, InvalidParameter
-from leased.terms.identity import parse_tenant
+from leased.terms.errors import EX_IOERR, EX_NOINPUT, CallerError, InvalidParameter
+from leased.terms.identity import TenantId, parse_tenant
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
 
@@ -81,6 +81,12 @@ def _add_rates(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class UnknownTenant(CallerError):
+    """No lease of this tenant is on record."""
+
+    exit_status = EX_NOINPUT
+
+
 class Books:
     """A verified log, folded: what every verb here begins with."""
 
@@ -124,6 +130,13 @@ class Books:
             raise InvalidParameter("until", "the period ends before it begins")
         return since, until
 
+    def known(self, tenant: TenantId) -> TenantId:
+        """`tenant`, if it ever had a lease here: a name that is misspelt has no empty bill. Raises
+        UnknownTenant."""
+        if not any(one.subject and one.subject.tenant == tenant for one in self.intervals):
+            raise UnknownTenant(f"tenant: no lease of {tenant!r} is on record in this log")
+        return tenant
+
     def span(self) -> Span:
         """What the numbers are computed from."""
         ledger = self.ledger
@@ -146,7 +159,10 @@ def usage(options: argparse.Namespace, console: Console) -> int:
     if options.resources and (options.by != "total" or options.tenant is not None):
         why = "by resource it is everybody's, in all: leave --by and --tenant away"
         raise InvalidParameter("resources", why)
+    only = None if options.tenant is None else parse_tenant(options.tenant)
     books = Books(options, console)
+    if only is not None:
+        books.known(only)
     sums = measure(books.intervals, books.ledger.timeline, BUCKETS[options.by], books.window)
     if options.resources:
         _tell_resources(options, console, books, sums)
@@ -155,11 +171,11 @@ def usage(options: argparse.Namespace, console: Console) -> int:
     rows = [
         (key, amount)
         for key, amount in sums.usage.items()
-        if key.pool is not Pool.PROVISIONED and options.tenant in (None, key.tenant)
+        if key.pool is not Pool.PROVISIONED and only in (None, key.tenant)
     ]
     rows.sort(key=lambda row: _order(row[0]))
-    if options.tenant is not None and not rows:
-        console.note(f"nothing of {options.tenant} is on record in this time")
+    if only is not None and not rows:
+        console.note(f"nothing of {only} is on record in this time")
     if options.json:
         documents = [_usage_document(key, amount, sums.bucket_ns, highest) for key, amount in rows]
         console.document({**books.period(), "usage": documents})
@@ -243,7 +259,7 @@ def statement(options: argparse.Namespace, console: Console) -> int:
     bill = state(
         books.intervals,
         books.ledger.timeline,
-        tenant=tenant,
+        tenant=books.known(tenant),
         from_ns=books.window[0],
         to_ns=books.window[1],
         watermark_ns=books.watermark_ns,

@@ -5,7 +5,9 @@ from which anybody with the chains computes the same bytes again.
 Rule: a line is exact until it is rounded, once; the total is the sum of the rounded lines and the
 credits. The bill carries its terms and, per chain, the records that it follows from. The same
 usage, terms and chains give the same canonical bytes, whoever computes them. Synthetic probes are
-metered and not billed. A bill with credits is of the version in which they do not end with it.
+metered and not billed. A contract's minimum is held against its own lines. A bill with credits, or
+with a minimum beside another contract, is of the version in which credits do not end with the bill
+and one contract's lines are not counted towards another's minimum.
 
 Does not fold events (`hourly`) and does not read a clock: `as_of` is the fleet's watermark.
 """
@@ -13,7 +15,7 @@ Does not fold events (`hourly`) and does not read a clock: `as_of` is the fleet'
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
@@ -31,7 +33,7 @@ from leased.economics.statement import canonical, fixed
 from leased.terms.lease import SYNTHETIC
 
 VERSION: Final = 1
-WITH_CREDITS: Final = 2
+APART: Final = 2
 
 
 class BillLine(msgspec.Struct, frozen=True):
@@ -118,22 +120,22 @@ def make_bill(
     computed again.
     """
     terms = terms.of_tenant(tenant, month.name)
+    charges = list(_charges(tenant, month, usage, tasks, terms))
     if version is None:
-        version = WITH_CREDITS if terms.credits else VERSION
-    window = (month.from_ns, month.to_ns)
-    items: list[Item] = []
-    minimum = Fraction(0)
-    for contract, start_ns, end_ns in terms.contracts_of(tenant, window):
-        part = Fraction(end_ns - start_ns, month.to_ns - month.from_ns)
-        metered = collect(tenant, usage, tasks, (start_ns // HOUR_NS, end_ns // HOUR_NS), terms)
-        items.extend(model_items(contract, terms, metered, part, month.to_ns - month.from_ns))
-        minimum += part * Fraction(contract.monthly_minimum_nano, NANO)
-    lines = [_line(item, terms.decimals) for item in items if item.amount or item.always]
-    subtotal = sum(rounded(item.amount, terms.decimals) for item in items)
-    floor = rounded(minimum, terms.decimals)
-    if subtotal < floor:
-        lines.append(_plain("Minimum commitment adjustment", floor - subtotal, terms.decimals))
-        subtotal = floor
+        beside = len(charges) > 1 and any(minimum for _, minimum in charges)
+        version = APART if terms.credits or beside else VERSION
+    if version == VERSION:  # in which all lines are held against the sum of all minimums
+        whole = sum((minimum for _, minimum in charges), Fraction(0))
+        charges = [([item for items, _ in charges for item in items], whole)]
+    lines: list[BillLine] = []
+    subtotal = 0
+    for items, minimum in charges:
+        lines.extend(_line(item, terms.decimals) for item in items if item.amount or item.always)
+        paid = sum(rounded(item.amount, terms.decimals) for item in items)
+        short = max(0, rounded(minimum, terms.decimals) - paid)
+        if short:
+            lines.append(_plain("Minimum commitment adjustment", short, terms.decimals))
+        subtotal += paid + short
     for description, amount in corrections:
         lines.append(_plain(description, amount, terms.decimals))
         subtotal += amount
@@ -165,6 +167,22 @@ def make_bill(
         audit=tuple(sorted(nodes, key=lambda node: (node.node_id, node.log_id))),
         terms=document_of(terms),
     )
+
+
+def _charges(
+    tenant: str,
+    month: Month,
+    usage: Mapping[UsageKey, int],
+    tasks: Mapping[tuple[str, int], int],
+    terms: Terms,
+) -> Iterator[tuple[list[Item], Fraction]]:
+    """What each contract makes lines of, and what they come to at least."""
+    month_ns = month.to_ns - month.from_ns
+    for contract, start_ns, end_ns in terms.contracts_of(tenant, (month.from_ns, month.to_ns)):
+        part = Fraction(end_ns - start_ns, month_ns)
+        metered = collect(tenant, usage, tasks, (start_ns // HOUR_NS, end_ns // HOUR_NS), terms)
+        minimum = part * Fraction(contract.monthly_minimum_nano, NANO)
+        yield model_items(contract, terms, metered, part, month_ns), minimum
 
 
 def collect(

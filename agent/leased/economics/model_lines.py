@@ -84,20 +84,27 @@ def model_items(
 ) -> list[Item]:
     """The lines of one contract over its `part` of a month of `month_ns`."""
     items: list[Item] = []
-    priced = list(COVERED[contract.model])
     if contract.plan is not None:
         items.extend(_plan_items(terms.plan(contract.plan), metered, part))
     if contract.tiers:
         items.extend(_tier_items(contract.tiers, contract.tier_mode, metered.tasks))
-    for kind, item in _rate_items(contract, metered, month_ns):
-        items.append(item)
-        if kind is not None:
-            priced.append(kind)
-    if contract.model is Model.RATE_CARD or contract.rest_by_card:
-        items.extend(
-            card_items(terms, metered, [kind for kind in ResourceKind if kind not in priced])
-        )
+    items.extend(_rate_items(contract, metered, month_ns))
+    items.extend(card_items(terms, metered, card_kinds(contract)))
     return items
+
+
+def card_kinds(contract: Contract) -> list[ResourceKind]:
+    """What the rate card prices beside a contract."""
+    if contract.model is not Model.RATE_CARD and not contract.rest_by_card:
+        return []
+    rates = contract.rates
+    own = {
+        ResourceKind.CPU: rates.cpu_core_hour_nano,
+        ResourceKind.MEM: rates.memory_gib_hour_nano,
+        ResourceKind.BLOCK: rates.storage_gib_month_nano,
+    }
+    priced = {*COVERED[contract.model], *(kind for kind in own if own[kind] is not None)}
+    return [kind for kind in ResourceKind if kind not in priced]
 
 
 def card_items(terms: Terms, metered: Metered, kinds: Sequence[ResourceKind]) -> Iterator[Item]:
@@ -144,24 +151,22 @@ def _plan_items(plan: Plan, metered: Metered, part: Fraction) -> Iterator[Item]:
             yield _item(f"{title} Overage (hours)", hours, unit, nano, kind)
 
 
-def _rate_items(
-    contract: Contract, metered: Metered, month_ns: int
-) -> Iterator[tuple[ResourceKind | None, Item]]:
+def _rate_items(contract: Contract, metered: Metered, month_ns: int) -> Iterator[Item]:
     """What a contract prices by rates of its own."""
     rates = contract.rates
     cpu, mem, block = ResourceKind.CPU, ResourceKind.MEM, ResourceKind.BLOCK
     if rates.cpu_core_hour_nano is not None:
         hours = Fraction(metered.total(cpu), UNIT[cpu] * HOUR_NS)
-        yield cpu, _item("CPU (core-hours)", hours, "core-hour", rates.cpu_core_hour_nano, cpu)
+        yield _item("CPU (core-hours)", hours, "core-hour", rates.cpu_core_hour_nano, cpu)
     if rates.memory_gib_hour_nano is not None:
         hours = Fraction(metered.total(mem), UNIT[mem] * HOUR_NS)
-        yield mem, _item("Memory (GB-hours)", hours, "GiB-hour", rates.memory_gib_hour_nano, mem)
+        yield _item("Memory (GB-hours)", hours, "GiB-hour", rates.memory_gib_hour_nano, mem)
     if rates.storage_gib_month_nano is not None:
         months = Fraction(metered.total(block), UNIT[block] * month_ns)
         nano = rates.storage_gib_month_nano
-        yield block, _item("Storage (GB-months)", months, "GiB-month", nano, block)
+        yield _item("Storage (GB-months)", months, "GiB-month", nano, block)
     if rates.task_nano is not None:
-        yield None, _item("Tasks", Fraction(metered.tasks), "task", rates.task_nano, None)
+        yield _item("Tasks", Fraction(metered.tasks), "task", rates.task_nano, None)
 
 
 def _tier_items(tiers: Sequence[TaskTier], mode: TierMode, tasks: int) -> Iterator[Item]:

@@ -15,6 +15,7 @@ nothing behind or is reported. Does not decide what is fenced: it names what is 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -50,6 +51,7 @@ from leased.hardware.pools import PoolLedgers
 from leased.hardware.preparing import Preparer, leaf_path
 from leased.hardware.proving import Prover
 from leased.hardware.rdma.backend import RdmaBackend
+from leased.hardware.resizing import Resizing
 from leased.hardware.sighting import HostSight
 from leased.hardware.starting import STARTING_NS
 from leased.ports import Access, Holder, Prepared
@@ -94,8 +96,10 @@ class Devices:
         self.adoptions = Adoptions(self._crew, self.facts)
         self.census = Census(self._crew, self.fittings)
         self._openings = Openings()
+        self._resizing = Resizing(self._resources)
         self._preparer = Preparer(
-            self._crew, self._ledgers, self.fittings, self.adoptions, self._openings, self._config
+            *(self._crew, self._ledgers, self._resizing, self.fittings),
+            *(self.adoptions, self._openings, self._config),
         )
         self._prover = Prover(self._crew, self._ledgers, self.fittings, self._config)
         self.observer = Observer(self._crew, self._backends, lambda: self._resources.values())
@@ -133,10 +137,9 @@ class Devices:
             for one in part.resources
         ]
         self._resources.update((one.resource_id, one) for one in resources)
-        absences = (absence for part in parts for absence in part.absences)
         return Inventory(
             tuple(sorted(resources, key=lambda resource: (resource.kind, resource.resource_id))),
-            tuple(sorted(absences, key=lambda absence: (absence.kind, absence.why))),
+            tuple(sorted((a for p in parts for a in p.absences), key=lambda a: (a.kind, a.why))),
             tuple(sorted(note for part in parts for note in part.notes)),
         )
 
@@ -208,13 +211,11 @@ class Devices:
     async def withdraw(self, lease: Lease) -> tuple[StepReport, ...]:
         """Before the cut: end in order what remote peers reach, in a moment or not at all. What
         was done."""
-        if not self.fittings.withdraws(lease):
-            return ()
-        with trio.move_on_after(self._config.rdma.withdraw_budget_ns / NS_PER_S):
-            try:
+        if self.fittings.withdraws(lease):
+            # Where it fails the cut ends it all the same, and the proof looks for what is left.
+            budget_s = self._config.rdma.withdraw_budget_ns / NS_PER_S
+            with contextlib.suppress(DeviceError), trio.move_on_after(budget_s):
                 return await self.fittings.withdraw(lease)
-            except DeviceError:
-                return ()  # the cut ends it all the same, and the proof looks for what is left
         return ()
 
     def withdraws(self, lease: Lease) -> bool:
@@ -293,9 +294,9 @@ class Devices:
     async def watch(self, noticed: Callable[[], None]) -> None:
         """Run until cancelled; `noticed` whenever a backend hears that something has changed."""
         async with trio.open_nursery() as nursery:
-            for backend in self._backends:
-                if isinstance(backend, Watchful):
-                    nursery.start_soon(backend.watch, noticed)
+            for one in (*self._backends, self._resizing):
+                if isinstance(one, Watchful):
+                    nursery.start_soon(one.watch, noticed)
 
     async def warm(self) -> None:
         """Start the workers that small grants and teardowns go to, while there are descriptors and

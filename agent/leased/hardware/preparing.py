@@ -19,7 +19,7 @@ import trio
 
 from leased.hardware import leaves
 from leased.hardware.adopting import Adoptions
-from leased.hardware.calls import CgroupFacts, Created, Leafed, MakeLeaf
+from leased.hardware.calls import CgroupFacts, Created, Leafed, MakeLeaf, Pool
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import CALLS_MAX, Crew, failure, spread
 from leased.hardware.descriptors import close_all
@@ -34,6 +34,7 @@ from leased.hardware.pieces import (
     worker_for,
 )
 from leased.hardware.pools import PoolLedgers
+from leased.hardware.resizing import Resizing, may_be_short
 from leased.ports import Prepared
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
@@ -62,6 +63,7 @@ class Preparer:
         self,
         crew: Crew,
         ledgers: PoolLedgers,
+        resizing: Resizing,
         fittings: Fittings,
         adoptions: Adoptions,
         openings: Openings,
@@ -70,6 +72,7 @@ class Preparer:
         self._adoptions = adoptions
         self._crew = crew
         self._ledgers = ledgers
+        self._resizing = resizing
         self._fittings = fittings
         self._openings = openings
         self._config = config
@@ -144,6 +147,19 @@ class Preparer:
                     )
             else:
                 case.error = failure(answer)
+        if pool is not None:
+            await self._explain(pool, [one for one in part if may_be_short(one[0].error)])
+
+    async def _explain(self, pool: Pool, short: Sequence[tuple[_Case, Piece]]) -> None:
+        """Tell in its numbers what a pool could not give."""
+        if not short:
+            return
+        try:
+            counted = await self._ledgers.count(pool)
+        except DeviceError:
+            return
+        for case, piece in short:
+            case.error = self._resizing.explain(piece.allotment, pool, counted) or case.error
 
     async def _fit(self, cases: Sequence[_Case]) -> None:
         """What a leaf has beyond limits: its devices, and the filter that lets only those be

@@ -43,7 +43,7 @@ from leased.service.policy.uplink import make_uplink
 from leased.service.reaper.link import ANSWER_S, ReaperLink
 from leased.service.reaper.process import ReaperStarter
 from leased.service.reclaimer import Reclaimer
-from leased.service.sequencer import Held, Sequencer, Told
+from leased.service.sequencer import Sequencer, Told
 from leased.service.telemetry.outlets import Outlets
 from leased.service.telemetry.sampling import Telemetry
 from leased.service.telling.feed import Feed
@@ -121,7 +121,7 @@ class Agent:
             sealer=sealer,
             journal=opened.journal,
             clock=clock,
-            hold=self._hold,
+            hold=lambda held: self.grantor.hold(held),
             start=self._start_effects,
             tell=self._tell,
             commands_max=config.sequencing.commands_max,
@@ -229,7 +229,19 @@ class Agent:
         await self.detachment.restore(self.say)
         table = self.sequencer.lessor.table
         self.devices.recall(table.leases.values(), table.pools.inventory)
-        self.inventory, self.seen = await first_look(self.devices, table.pools.inventory, self.say)
+        self.inventory, seen = await first_look(self.devices, table.pools.inventory, self.say)
+        self.watcher = Watcher(
+            devices=self.devices,
+            clock=self.clock,
+            submit=self.sequencer.submit_own,
+            inventory=self.inventory,
+            seen=seen,
+            notices=hotplug.watch,
+            clock_steps=self.clock.steps,
+            say=self.journald.say,
+            contents=self.config.hardware.block.by_contents,
+            quiet=self.reclaimer.quiet,
+        )
 
     async def recover(self) -> None:
         """Agree with the reaper about what is held, and seal that the node serves."""
@@ -258,18 +270,6 @@ class Agent:
 
     async def start(self, nursery: trio.Nursery, doors: Sequence[Door]) -> None:
         """Start every task; the doors last."""
-        self.watcher = Watcher(
-            devices=self.devices,
-            clock=self.clock,
-            submit=self.sequencer.submit_own,
-            inventory=self.inventory,
-            seen=self.seen,
-            notices=hotplug.watch,
-            clock_steps=self.clock.steps,
-            say=self.journald.say,
-            contents=self.config.hardware.block.by_contents,
-            quiet=self.reclaimer.quiet,
-        )
         await nursery.start(self.sequencer.run)
         for task in (
             self.grantor.run,
@@ -325,9 +325,6 @@ class Agent:
 
     # -- what the sequencer tells ------------------------------------------------------------------
 
-    def _hold(self, held: Sequence[Held]) -> None:
-        self.grantor.hold(held)
-
     def _start_effects(self, effects: Sequence[Effect]) -> None:
         now_ns = self.clock.now().boot_ns
         for effect in effects:
@@ -341,6 +338,7 @@ class Agent:
         self.feed.tell(told)
         self.journald.tell(told)
         self.fleet.tell(told)
+        self.watcher.tell(told.events)
         self.ticker.look_again()
 
     def _end_epoch(self) -> None:

@@ -29,7 +29,7 @@ from leased.service.holders import Holders
 from leased.service.sequencer import Held
 from leased.terms.command import Activate, CutEnded, GrantFailed
 from leased.terms.effect import MoveDeadline, Prepare
-from leased.terms.errors import DeviceError
+from leased.terms.errors import DeviceError, Shortage
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, LeaseState
 from leased.terms.reply import Granted, Refusal, RefusalReason, Reply
@@ -108,6 +108,8 @@ class Grantor:
         self._early: dict[LeaseId, list[Held]] = {}
         """Moves of leases that the reaper does not hold yet: they were told to leave already."""
         self._overtaken: set[LeaseId] = set()
+        self._failed: dict[LeaseId, Refusal] = {}
+        """Grants that failed, until that is sealed."""
         self._settling = trio.lowlevel.ParkingLot()
 
     def hold(self, held: Sequence[Held]) -> None:
@@ -139,14 +141,15 @@ class Grantor:
         """A retry of a grant that is still being prepared is answered together with it."""
         assert isinstance(held.reply, Granted)
         begun = self._preparing.get(held.reply.lease.lease_id)
-        if begun is None:
-            _let_go(held, held.reply)
-        else:
+        if begun is not None:
             begun.append(held)
+        else:
+            _let_go(held, self._failed.get(held.reply.lease.lease_id, held.reply))
 
     def overtake(self, lease_id: LeaseId) -> None:
         """The lease has ended; if it is still being prepared, nobody is to be told that it is
         there."""
+        self._failed.pop(lease_id, None)
         if lease_id in self._preparing:
             self._overtaken.add(lease_id)
 
@@ -254,10 +257,11 @@ class Grantor:
         return None
 
     def _fail(self, lease: Lease, step: TeardownStep, error: DeviceError) -> None:
+        refusal = _refusal(error)
+        if lease.lease_id not in self._overtaken:
+            self._failed[lease.lease_id] = refusal
         self._submit(GrantFailed(NO_COMMAND, lease.lease_id, step, error.errno))
-        self._refuse(
-            lease, Refusal(RefusalReason.DEVICE_FAILED, what=error.verb, usage=error.errno)
-        )
+        self._refuse(lease, refusal)
 
     def _refuse(self, lease: Lease, refusal: Refusal) -> None:
         self._overtaken.discard(lease.lease_id)
@@ -311,6 +315,13 @@ def _moves(batch: Sequence[Held]) -> list[tuple[LeaseId, int, int]]:
         assert isinstance(move, MoveDeadline)
         moves.append((move.lease_id, move.generation, move.deadline_ns))
     return moves
+
+
+def _refusal(error: DeviceError) -> Refusal:
+    if isinstance(error, Shortage):
+        numbers = (error.resource_id, error.limit, error.usage, error.requested, error.again_ns)
+        return Refusal(RefusalReason.NO_CAPACITY, *numbers)
+    return Refusal(RefusalReason.DEVICE_FAILED, what=error.verb, usage=error.errno)
 
 
 def _lease_of(held: Held) -> Lease:

@@ -39,6 +39,8 @@ from leased.terms.reply import Done, Granted, Refusal, RefusalReason, Reply
 _DONE = Done()
 _MOVES = (Renew, Extend)
 """Commands that are answered when the reaper has the new deadline."""
+_PERHAPS_PREPARED = (LeaseState.GRANTED, LeaseState.DRAINING)
+"""Whoever asks again for such a lease is answered when the reaper holds it."""
 Deliver = Callable[[Reply], None]
 """Takes a reply on its way out. Must not block and must not raise."""
 
@@ -364,7 +366,7 @@ class Sequencer:
         """Send an answer on its way: at once, or held until its hardware is ready."""
         if isinstance(reply, Granted):
             prepare = prepares.pop(reply.lease.lease_id, None)
-            if prepare is not None or reply.lease.state is LeaseState.GRANTED:
+            if prepare is not None or reply.lease.state in _PERHAPS_PREPARED:
                 batch.held.append(Held(prepare, reply, tuple(waiting)))
                 return
         batch.answers.extend((reply, one) for one in waiting)

@@ -11,7 +11,7 @@ Does not watch holders (`holders`) and does not decide what a change means for a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 import trio
@@ -20,9 +20,11 @@ from leased.ports import Clock, Device, Submit
 from leased.service.evidence import NO_COMMAND
 from leased.terms.command import Observe, ObserveClockStep, ObserveHealth
 from leased.terms.errors import DeviceError
+from leased.terms.event import Event, Fenced, LeaseEvent, Reclaimed, Unfenced
 from leased.terms.moment import NS_PER_S
-from leased.terms.resource import Inventory
+from leased.terms.resource import Health, Inventory
 
+_ENDS = (Reclaimed, Fenced, Unfenced)
 RESCAN_NS = 60 * NS_PER_S
 """Nomad fingerprints once a minute; the notices make it faster where they work."""
 
@@ -83,6 +85,7 @@ class Watcher:
         self._clock = clock
         self._submit = submit
         self._sealed = inventory
+        self._there = _there(inventory)
         self._notices = notices
         self._clock_steps = clock_steps
         self._say = say
@@ -116,6 +119,16 @@ class Watcher:
             self._noticed.set()
             self._patience.cancel()
 
+    def tell(self, events: Sequence[Event]) -> None:
+        """What ended for want of its hardware kept that out of the inventory, also if it is back by
+        now: whatever comes of the end of such a lease is a reason to look."""
+        for event in events:
+            if isinstance(event, _ENDS) and not self._has(event):
+                self.notice()
+
+    def _has(self, event: LeaseEvent) -> bool:
+        return self._there.issuperset(one.resource_id for one in event.subject.allotments)
+
     async def look(self) -> None:
         """Read the inventory once and report it if it differs from what was sealed last."""
         try:
@@ -136,7 +149,7 @@ class Watcher:
                 # A record of its own: who looks for what became of a device finds it by name.
                 health = ObserveHealth(NO_COMMAND, resource.resource_id, resource.health, cause=0)
                 self._submit(health)
-        self._sealed = seen
+        self._sealed, self._there = seen, _there(seen)
         self._submit(Observe(NO_COMMAND, seen))
 
     async def _hear_notices(self) -> None:
@@ -150,6 +163,10 @@ class Watcher:
     async def _hear_clock_steps(self) -> None:
         async for delta_ns in self._clock_steps():
             self._submit(ObserveClockStep(NO_COMMAND, delta_ns))
+
+
+def _there(inventory: Inventory) -> frozenset[str]:
+    return frozenset(one.resource_id for one in inventory.resources if one.health != Health.GONE)
 
 
 def _ids(inventory: Inventory) -> set[str]:

@@ -10,7 +10,7 @@ Does not catch, log or retry anything.
 
 from __future__ import annotations
 
-from errno import EDQUOT, EIO, ENOSPC
+from errno import EDQUOT, EIO, ENOMEM, ENOSPC
 from typing import Final
 
 EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE = 64, 65, 66, 69, 70
@@ -113,6 +113,22 @@ class DeviceError(LeasedError):
         self.verb = verb
         self.errno = errno
         self.detail = detail
+
+
+class Shortage(DeviceError):
+    """Less was there than was to be given: of `limit` bytes `usage` are in use, `requested` were
+    wanted. `again_ns`: when it will have been seen how much there is (boottime ns), if it was not
+    yet."""
+
+    def __init__(
+        self, resource_id: str, limit: int, usage: int, requested: int, again_ns: int | None
+    ) -> None:
+        super().__init__("mem_create", ENOMEM, f"{resource_id}: {limit - usage} bytes are free")
+        self.resource_id = resource_id
+        self.limit = limit
+        self.usage = usage
+        self.requested = requested
+        self.again_ns = again_ns
 
 
 class ChainError(LeasedError):

@@ -141,7 +141,7 @@ class Clerk:
 
     def owed(self, tenant: str, begin: int, end: int) -> Fraction:
         """For a month from one hour to another."""
-        total = least = Fraction(0)
+        total = Fraction(0)
         at = begin
         while at < end:
             agreed, until = self.agreed(tenant, at), end
@@ -149,12 +149,11 @@ class Clerk:
                 for border_ns in (one.since_ns, one.until_ns or 0):
                     if one.tenant == tenant and at < border_ns // HOUR_NS < until:
                         until = border_ns // HOUR_NS
-            total += sum(map(self.rounded, self.lines(tenant, agreed, at, until, end - begin)))
-            if agreed is not None:
-                minimum = Fraction(agreed.monthly_minimum_nano, NANO)
-                least += Fraction(until - at, end - begin) * minimum
+            lines = sum(map(self.rounded, self.lines(tenant, agreed, at, until, end - begin)))
+            minimum = 0 if agreed is None else Fraction(agreed.monthly_minimum_nano, NANO)
+            total += max(lines, self.rounded(Fraction(until - at, end - begin) * minimum))
             at = until
-        return max(total, self.rounded(least))
+        return total
 
     def agreed(self, tenant: str, hour: int) -> Contract | None:
         for one in self.terms.contracts:

@@ -14,7 +14,7 @@ import trio.testing
 from leased.lessor.table import end_ns
 from leased.service.grantor import QUICK_BYTES_MAX, Pace, pace_of
 from leased.terms.command import Drain, Release, Renew
-from leased.terms.errors import DeviceError
+from leased.terms.errors import DeviceError, Shortage
 from leased.terms.event import AccessCut, Reclaimed, Revoked
 from leased.terms.lease import Ending, LeaseState, RevocationReason
 from leased.terms.moment import NS_PER_S
@@ -99,6 +99,63 @@ async def test_a_retry_of_a_grant_that_then_fails_is_refused_with_it(
         for box in (first, retry):
             reply = await box.reply()
             assert isinstance(reply, Refusal) and reply.reason is RefusalReason.DEVICE_FAILED
+
+
+async def test_what_is_not_there_is_refused_in_its_numbers(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A pool is smaller than it was seen last: that is no failure of a device."""
+    numbers = ("mem:node0:4096", 40960, 8192, PAGES * 4096, 7)
+    async with Host().standing() as host, host.agent() as agent:
+        fault = Fault(Shortage(*numbers))
+        host.devices.fault = lambda verb, lease: fault if verb == "prepare" else None
+        reply = await agent.ask(host.acquire(PAGES))
+        assert reply == Refusal(RefusalReason.NO_CAPACITY, *numbers)
+
+
+async def test_a_retry_that_is_being_sealed_when_the_grant_fails_is_refused_with_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The table says that it failed only when that is sealed, too: until then nobody is told that
+    it is there."""
+    async with Host().standing() as host, host.agent() as agent:
+        gate, disk = host.devices.gates["prepare"], agent.journal.gate
+        gate.shut()
+        error = DeviceError("mem_create", errno.ENOMEM)
+        host.devices.fault = lambda verb, lease: (
+            Fault(error) if verb == "prepare" and _pages(lease) == 3 else None
+        )
+        request = host.acquire(3)
+        first = agent.submit(request)
+        await gate.reached.wait()
+        disk.shut()
+        other, retry = agent.submit(host.acquire(1)), agent.submit(request)
+        await disk.reached.wait()
+        gate.open()
+        failed = await first.reply()
+        disk.open()
+        assert isinstance(failed, Refusal) and failed.reason is RefusalReason.DEVICE_FAILED
+        assert await retry.reply() == failed
+        assert isinstance(await other.reply(), Granted)
+
+
+async def test_a_retry_of_a_grant_that_was_told_to_leave_waits_for_it_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        gate = host.devices.gates["prepare"]
+        gate.shut()
+        request = host.acquire(3)
+        first = agent.submit(request)
+        await gate.reached.wait()
+        await agent.ask(Drain(host.command_id(), OPERATOR, "", 30 * NS_PER_S))
+        retry = agent.submit(request)
+        await trio.sleep(5)
+        assert not retry.replies, "answered before the reaper held it"
+        gate.open()
+        for box in (first, retry):
+            reply = await box.reply()
+            assert isinstance(reply, Granted) and reply.lease.lease_id in host.reaper.slots
 
 
 # ---- what fails ----------------------------------------------------------------------------------

@@ -24,10 +24,13 @@ from leased.service.watcher import (
 )
 from leased.terms.command import Command, Observe, ObserveClockStep, ObserveHealth
 from leased.terms.errors import DeviceError
+from leased.terms.event import Fenced, LeaseEvent, Reclaimed, Unfenced
+from leased.terms.identity import EventId
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import Health, Inventory
 from tests.doubles.clock import FakeClock
 from tests.doubles.devices import FakeDevices, small_inventory
+from tests.doubles.leases import lease
 
 pytestmark = pytest.mark.autojump
 
@@ -216,6 +219,40 @@ async def test_a_change_of_health_is_a_record_by_name() -> None:
             told, observed = outside.commands
             assert isinstance(told, ObserveHealth) and isinstance(observed, Observe)
             assert (told.resource_id, told.health) == (pool.resource_id, health)
+
+
+ONE = lease()
+OF_IT = (EventId(bytes(16)), ONE.lease_id, ONE.subject, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        Reclaimed(*OF_IT, (0,), 0, 0, None, None, None, 0, 1000, bytes(32)),
+        Fenced(*OF_IT, ONE.subject.allotments, 8, errno.ENODEV, (0,), 0, bytes(32)),
+        Unfenced(*OF_IT, -1, bytes(32)),
+    ],
+    ids=["reclaimed", "fenced", "unfenced"],
+)
+async def test_the_end_of_a_lease_whose_hardware_was_away_is_looked_after(
+    ended: LeaseEvent,
+) -> None:
+    """It kept out of the inventory what has been back for long."""
+    outside = Outside()
+    offered = outside.devices.offered
+    async with outside.watched() as watcher:
+        watcher.tell([ended])
+        await trio.sleep(SETTLE_S * 2)
+        assert outside.looks == 0, "what is there is no news"
+        outside.devices.offered = msgspec.structs.replace(offered, resources=())
+        outside.notice()
+        await trio.sleep(SETTLE_S * 2)
+        outside.devices.offered = offered
+        outside.commands.clear()
+        watcher.tell([ended])
+        await trio.sleep(SETTLE_S * 2)
+        [observed] = outside.commands
+        assert isinstance(observed, Observe) and observed.inventory == offered
 
 
 async def test_what_no_notice_told_is_found_within_a_minute() -> None:

@@ -173,6 +173,24 @@ def test_the_day_before_a_step_into_a_time_to_come_is_still_told() -> None:
     assert views.compliance_at(now_ns).requests == 6
 
 
+def test_what_is_had_on_a_node_that_is_ahead_was_not_given_after_what_is_wanted() -> None:
+    fleet, now_ns = Fleet(), 100 * HOUR_NS
+    history = History(wall_offset_ns=now_ns + YEARS_NS)
+    history.start()
+    history.allocate(1, subject(cores(1)), HOUR_NS)
+    ahead = fleet.logs["2"] = seen(history)
+    ahead.node = "02"
+    for number in (0, 1):
+        fleet.logs[f"{number}"] = node(number, now_ns)
+    assert fleet.unmet(now_ns - HOUR_NS, now_ns) == {"acme": {ResourceKind.CPU: 1}}
+    history = History(wall_offset_ns=now_ns + 1)
+    history.start()
+    history.allocate(2, subject(cores(1)), HOUR_NS)
+    given = fleet.logs["3"] = seen(history)
+    given.node = "03"
+    assert not fleet.unmet(now_ns - HOUR_NS, now_ns)
+
+
 def test_a_lease_on_a_node_that_is_ahead_is_as_old_as_it_is() -> None:
     """And has as long as it has: both are by the node's boot clock."""
     now_ns = 100 * HOUR_NS

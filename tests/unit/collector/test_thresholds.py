@@ -22,6 +22,7 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
 from tests.doubles.accounts import NODE, WrittenSource
 
+CPU, GPU = ResourceKind.CPU, ResourceKind.GPU
 MARKS = Thresholds()
 NOW_NS = 10**18
 LONG_AGO = {"changed_ns": 0, "now_ns": NOW_NS}
@@ -116,3 +117,44 @@ def test_a_worker_that_came_by_a_clock_that_is_ahead_holds_no_advice_back() -> N
     just, ten_years = NODE.watermark_ns - 1, NODE.watermark_ns + 3650 * 24 * HOUR_NS
     for turned_ns, advised in (((0,), True), ((0, just), False), ((0, ten_years), True)):
         assert bool(capacity(accounts, turned_ns=turned_ns).recommendations) is advised
+
+
+def fleet(*nodes: tuple[bool, dict[ResourceKind, tuple[int, int]]]) -> WrittenSource:
+    """Of each node whether it drains, and what it has and a tenant holds of each kind."""
+    source = WrittenSource()
+    for number, (drains, kinds) in enumerate(nodes):
+        node = f"{number:032x}"
+        for kind, (there, used) in kinds.items():
+            source.now.append(Held(node, Pool.PROVISIONED, "", kind, None, there))
+            source.now.append(Held(node, Pool.TENANT, "t", kind, None, used))
+        source.spans = (*source.spans, msgspec.structs.replace(NODE, node_id=node))
+        if drains:
+            source.cordoned |= {node}
+    source.spans = source.spans[1:]
+    return source
+
+
+def advised(source: WrittenSource) -> list[tuple[str, int, str]]:
+    told = capacity(Accounts(source, Terms())).recommendations
+    return [(one.action, one.add_workers, one.reason) for one in told]
+
+
+def test_no_worker_is_spared_whose_gpus_are_needed() -> None:
+    """Three of six were, though five would not have been enough."""
+    node = {CPU: (64_000, 14_000), GPU: (8_000, 5_000)}
+    assert advised(fleet(*[(False, node)] * 6)) == []
+    full = {CPU: (64_000, 14_000), GPU: (8_000, 7_000)}
+    more = ("scale_up", 1, "gpu is 87 % allocated, above 80 %")
+    assert advised(fleet(*[(False, full)] * 6)) == [more]
+    idle = {CPU: (64_000, 14_000), GPU: (8_000, 2_000)}
+    fewer = ("scale_down", -3, "gpu is 25 % allocated, below 40 %")
+    assert advised(fleet(*[(False, idle)] * 6)) == [fewer]
+
+
+def test_what_drains_is_no_room_and_what_is_there_will_need_some() -> None:
+    half, full = {CPU: (8_000, 4_000)}, {CPU: (8_000, 8_000)}
+    empty = {CPU: (8_000, 0)}
+    # Of ten workers five drain: two of the others were to go, for all ten were a quarter full.
+    assert advised(fleet(*[(False, half)] * 5, *[(True, empty)] * 5)) == []
+    reason = "cpu is 200 % allocated without what drains, above 80 %"
+    assert advised(fleet(*[(False, full), (True, full)] * 5)) == [("scale_up", 8, reason)]

@@ -269,11 +269,18 @@ def test_a_statement_that_has_no_room_leaves_the_one_before(log: Path, tmp_path:
 
 
 @pytest.mark.parametrize("words", [("statement", "acem"), ("usage", "--tenant", "acem")])
-def test_a_tenant_of_whom_nothing_is_on_record_is_told(log: Path, words: tuple[str, ...]) -> None:
-    status, _, err = leasectl(*words, "--log", log)
-    assert status == 0 and "nothing of acem is on record" in err
+def test_who_never_had_a_lease_has_no_empty_bill(log: Path, words: tuple[str, ...]) -> None:
+    """Who had one, and has nothing of the time that is asked for, has."""
+    file = log.parent / "bill.json"
+    out = ("--out", file) if words[0] == "statement" else ()
+    status, told, err = leasectl(*words, "--log", log, *out)
+    assert (status, told) == (66, "") and "no lease of 'acem' is on record" in err
+    assert not file.exists()
     known = [word.replace("acem", "acme") for word in words]
     assert "on record" not in leasectl(*known, "--log", log)[2]
+    late = ("--since", "2026-01-01T00:01:05Z")
+    status, told, err = leasectl(*known, "--log", log, *late)
+    assert status == 0 and "nothing of acme is on record in this time" in err
 
 
 def test_a_lease_of_an_unknown_card_is_not_billed(tmp_path: Path) -> None:

@@ -186,7 +186,8 @@ class Accounts:
 
     def usage(self, tenant: str, window: Window, granularity: str = "hour") -> UsageReport:
         """What `tenant` held, by "hour", "day" or the "total"; by the lease: `lease_rows`."""
-        tenant = self.known(tenant)
+        if not any(contract.tenant == tenant for contract in self.terms.contracts):
+            tenant = self.known(tenant)
         buckets = {"hour": HOUR_NS, "day": periods.DAY_NS, "total": 0}
         if granularity not in buckets:
             raise InvalidParameter("granularity", "one of hour, day, total")
@@ -386,9 +387,7 @@ class Accounts:
         """What capacity costs by now."""
         return self.terms.costs_at(self.now_ns())
 
-    def priced_sums(
-        self, window: Window, *, tags: bool = False
-    ) -> Iterator[tuple[UsageKey, int]]:
+    def priced_sums(self, window: Window, *, tags: bool = False) -> Iterator[tuple[UsageKey, int]]:
         """What was held in `window`, in as few cells as there are prices of it."""
         return priced_sums(self.source, window, self.terms, tags=tags)
 

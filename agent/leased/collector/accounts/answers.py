@@ -299,20 +299,25 @@ class Capacity(msgspec.Struct, frozen=True):
     queue_depth: int | None = None
 
 
-class Prediction(msgspec.Struct, frozen=True):
-    """The peak of held cores expected at a date; in [lower, upper] with nine chances in ten.
-    `confidence` is how often the backtest was within a tenth."""
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """The peak of what is held, expected at a date, named after its kind; in [lower, upper] with
+    nine chances in ten. `confidence` is how often the backtest was within a tenth."""
 
     date: str
-    predicted_cpu_demand: Decimal
+    predicted_cpu_demand: Decimal | UnsetType = UNSET
+    predicted_gpu_demand: Decimal | UnsetType = UNSET
+    predicted_mem_demand: Decimal | UnsetType = UNSET
+    predicted_block_demand: Decimal | UnsetType = UNSET
+    predicted_net_demand: Decimal | UnsetType = UNSET
     confidence: Decimal
     lower: Decimal
     upper: Decimal
 
 
 class Forecast(msgspec.Struct, frozen=True):
-    """Demand to come, by the peak of each day: of a kind with several tiers, by the sum of what
-    each had at its most in the hour. `reason` says why there are no predictions."""
+    """Demand to come of a `kind`, in `unit`s, by the peak of each day: of a kind with several
+    tiers, by the sum of what each had at its most in the hour. `reason` says why there are no
+    predictions."""
 
     forecast_horizon: str
     methodology: str
@@ -322,6 +327,8 @@ class Forecast(msgspec.Struct, frozen=True):
     backtest_points: int
     reason: str | None
     reach: Reach
+    kind: str
+    unit: str
 
 
 class IdleResource(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ Does not compute a bill (`accounts`).
 from __future__ import annotations
 
 import csv
+import enum
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from leased.economics.contracts import Terms
 from leased.economics.credits import named
 from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
+from leased.economics.model_lines import card_kinds
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import PERMILLE
 from leased.economics.statement import fixed
@@ -110,14 +112,14 @@ _SERVICE: Final = {
 }
 _OTHER: Final = ("Other", "Other (Other)", "Leases")
 _Part = tuple[int, AccountingTag | None, int]
+_Window = tuple[int, int]
 
 
 def focus_rows(bill: Bill, cells: Mapping[UsageKey, int], terms: Terms) -> Iterator[dict[str, str]]:
     """The rows of a bill. `cells` are those that it was made from, `terms` its own."""
-    for line in bill.line_items:
-        parts = _parts(bill, line, cells, terms)
+    for line, window, parts in _divided(bill, cells, terms):
         if parts:
-            yield from map(_priced, _usage_rows(bill, line, parts))
+            yield from map(_priced, _usage_rows(bill, line, window, parts))
         else:
             yield _priced(_whole_row(bill, line))
             if line.unit == FEE_UNIT:
@@ -151,28 +153,54 @@ def focus_csv(rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> str:
     return out.getvalue()
 
 
-def _parts(bill: Bill, line: BillLine, cells: Mapping[UsageKey, int], terms: Terms) -> list[_Part]:
-    """What a line of the rate card is made of, by day and tag."""
-    if line.card is None or line.kind is None:
-        return []
-    first, last = int(bill.from_ns) // HOUR_NS, int(bill.to_ns) // HOUR_NS
+def _divided(
+    bill: Bill, cells: Mapping[UsageKey, int], terms: Terms
+) -> Iterator[tuple[BillLine, _Window, list[_Part]]]:
+    """Each line with what it is made of, and of which time. Those of one contract are together, in
+    the order of the contracts."""
+    whole = (int(bill.from_ns), int(bill.to_ns))
+    contracts = terms.contracts_of(bill.tenant, whole)
+    after: dict[tuple[object, ...], int] = {}
+    at = 0
+    for line in bill.line_items:
+        window, parts = whole, list[_Part]()
+        what = (line.kind, line.tier, line.priority, line.card)
+        at = max(at, after.get(what, 0))
+        for number, (contract, *mine) in enumerate(contracts[at:], at):
+            if line.card is not None and line.kind in [*map(_name, card_kinds(contract))]:
+                parts = _parts(bill, line, (mine[0], mine[1]), cells, terms)
+            if parts:
+                at, after[what], window = number, number + 1, (mine[0], mine[1])
+                break
+        yield line, window, parts
+
+
+def _parts(
+    bill: Bill, line: BillLine, window: _Window, cells: Mapping[UsageKey, int], terms: Terms
+) -> list[_Part]:
+    """What a line of the rate card is made of, by day and tag, if it is of that time."""
     sums: dict[tuple[int, AccountingTag | None], int] = {}
     for key, amount in cells.items():
-        tier = None if key.tier is None else key.tier.name.lower()
-        priority = None if key.priority is None else key.priority.name.lower()
+        tier = None if key.tier is None else _name(key.tier)
+        priority = None if key.priority is None else _name(key.priority)
         mine = key.pool is Pool.TENANT and key.tenant == bill.tenant
         free = key.tag is not None and key.tag.flags & SYNTHETIC
-        if not mine or free or not first <= key.bucket < last:
+        if not mine or free or not window[0] <= key.bucket * HOUR_NS < window[1]:
             continue
-        what = (key.kind.name.lower(), tier, priority, terms.card_number(key.bucket))
+        what = (_name(key.kind), tier, priority, terms.card_number(key.bucket))
         if what == (line.kind, line.tier, line.priority, line.card):
             place = (key.bucket // 24, key.tag)
             sums[place] = sums.get(place, 0) + amount
     found = [(day, tag, amount) for (day, tag), amount in sums.items()]
     total = sum(amount for _, _, amount in found)
-    if Fraction(total, UNIT[ResourceKind[line.kind.upper()]] * NS_PER_S) != _quantity(line):
-        return []  # a part of the month under another contract: the line stays whole
+    unit = UNIT[ResourceKind[(line.kind or "").upper()]] * NS_PER_S
+    if Fraction(total, unit) != _quantity(line):
+        return []
     return sorted(found, key=lambda part: (part[0], _tags(part[1])))
+
+
+def _name(one: enum.Enum) -> str:
+    return one.name.lower()
 
 
 def _quantity(line: BillLine) -> Fraction:
@@ -181,15 +209,17 @@ def _quantity(line: BillLine) -> Fraction:
     return Fraction(line.cost_exact) / price if price else Fraction(line.quantity)
 
 
-def _usage_rows(bill: Bill, line: BillLine, parts: list[_Part]) -> Iterator[dict[str, str]]:
+def _usage_rows(
+    bill: Bill, line: BillLine, window: _Window, parts: list[_Part]
+) -> Iterator[dict[str, str]]:
     shares = split(units(line.total, bill.decimals), [amount for _, _, amount in parts])
     unit = UNIT[ResourceKind[(line.kind or "").upper()]] * NS_PER_S
     listed = Fraction(line.unit_price)
     price = listed * Fraction(line.multiplier_pm, PERMILLE)
     for (day, tag, amount), share in zip(parts, shares, strict=True):
         quantity = Fraction(amount, unit)
-        start_ns = max(day * periods.DAY_NS, int(bill.from_ns))
-        end_ns = min((day + 1) * periods.DAY_NS, int(bill.to_ns))
+        start_ns = max(day * periods.DAY_NS, window[0])
+        end_ns = min((day + 1) * periods.DAY_NS, window[1])
         billed = fixed(share, bill.decimals)
         yield (
             _row(bill)

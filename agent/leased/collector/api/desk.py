@@ -143,12 +143,16 @@ class Desk:
             self._keeping.close()
             raise
 
+    def _agreed(self) -> list[str]:
+        """Who is billed by a contract, whether there is a record of them or not."""
+        return [contract.tenant for contract in self._prices.contracts]
+
     def _table(self) -> list[Route]:
         self._quotas = quotas.Quotas(
             register=self._keeping.register,
             writer=self._keeping.writer,
             ground=lambda: self._ground,
-            known=lambda: self.books.fleet.tenants(),
+            known=lambda: [*self.books.fleet.tenants(), *self._agreed()],
             entropy=lambda: secrets.token_bytes(16),
             tell=self.hooks.tell,
             newest_ns=self._newest_ns,

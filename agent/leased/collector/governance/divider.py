@@ -207,7 +207,7 @@ class Divider:
                     row = held.setdefault((tenant, key), {})
                     row[view.node] = row.get(view.node, 0) + amount
             for (tenant, reason, kind), want in list(view.wants.items()):
-                if tenant in tenants and want.wall_ns + WANT_NS > now_ns:
+                if tenant in tenants and view.since_ns(want, now_ns) < WANT_NS:
                     for key in self._wanted(view, tenant, (reason, kind), want):
                         row = wants.setdefault((tenant, key), {})
                         row[view.node] = max(want.usage + want.requested, row.get(view.node, 0))

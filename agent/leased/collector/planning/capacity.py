@@ -19,6 +19,7 @@ import msgspec
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import (
+    Advice,
     Amount,
     Capacity,
     CurrentCapacity,
@@ -43,6 +44,14 @@ from leased.terms.policy import Policy
 from leased.terms.resource import ResourceKind, TierKind
 
 WEEK: Final = "7d"
+KINDS: Final = {
+    "cpu": ResourceKind.CPU,
+    "memory": ResourceKind.MEM,
+    "gpu": ResourceKind.GPU,
+    "block": ResourceKind.BLOCK,
+    "net": ResourceKind.NET,
+}
+"""What is scaled by, as it is called there."""
 
 
 class Soft(msgspec.Struct, frozen=True):
@@ -74,10 +83,7 @@ def capacity(
     cpu, memory = _share(held, ResourceKind.CPU), _share(held, ResourceKind.MEM)
     known = [share for share in (cpu, memory) if share is not None]
     overall = sum(known, Fraction(0)) / Fraction(len(known)) if known else None
-    loads = {
-        "cpu": Load(*_sums(held, ResourceKind.CPU)),
-        "memory": Load(*_sums(held, ResourceKind.MEM)),
-    }
+    loads = {name: Load(*_sums(held, KINDS[name])) for name in ("cpu", "memory")}
     workers = _workers(accounts, held)
     now_ns = accounts.now_ns()
     changed_ns = max((at_ns for at_ns in turned_ns if at_ns <= now_ns + AHEAD_NS), default=0)
@@ -87,10 +93,24 @@ def capacity(
         Utilization(_cut(cpu), _cut(memory), _cut(overall)),
         Headroom(soft.overage_percent, soft.overage_minutes),
         alerts(loads, marks, queue_depth),
-        scaling(loads, workers.total - workers.draining, marks, **when),
+        _advice(accounts, held, workers, marks, **when),
         accounts.reach_now(),
         queue_depth,
     )
+
+
+def _advice(
+    accounts: Accounts, held: Iterable[Held], workers: Workers, marks: Thresholds, **when: int
+) -> list[Advice]:
+    """Whether to have more or fewer of the workers that stay: by whatever kind is fullest. What
+    drains is no room, and what tenants have there will need some."""
+    draining = accounts.source.draining()
+    there = [
+        one for one in held if one.node_id not in draining or one.pool is Pool.TENANT
+    ]
+    loads = {name: Load(*_sums(there, kind)) for name, kind in KINDS.items()}
+    staying = workers.total - workers.draining
+    return scaling(loads, staying, marks, draining=workers.draining, **when)
 
 
 def _amount(held: Iterable[Held], kind: ResourceKind) -> Amount:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date, timedelta
 from decimal import Decimal
+from functools import partial
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
@@ -28,7 +29,7 @@ from leased.collector.planning.trend import (
     choose,
     value,
 )
-from leased.economics.pools import UNIT, Pool
+from leased.economics.pools import UNIT, UNIT_NAME, Pool
 from leased.terms.errors import InvalidParameter
 from leased.terms.moment import DAY_NS
 from leased.terms.resource import ResourceKind
@@ -51,21 +52,22 @@ def forecast(accounts: Accounts, horizon: str = "90d", kind: str = "cpu") -> For
     first_day, series = _daily_peaks(accounts, which)
     now_ns = accounts.now_ns()
     reach = accounts.reach(Window(0, max(0, now_ns // DAY_NS * DAY_NS)))
+    told = partial(Forecast, horizon, METHOD, kind=which.name.lower(), unit=UNIT_NAME[which])
     if len(series) < HISTORY_DAYS_MIN:
-        return Forecast(horizon, METHOD, [], [], len(series), 0, "insufficient_history", reach)
+        return told([], [], len(series), 0, "insufficient_history", reach)
     after = first_day + len(series)
     fitted, residuals = choose(series, first_day, days)
     predictions = [
-        _prediction(day, value(fitted, day), day - after + 1, residuals)
+        _prediction(which, day, value(fitted, day), day - after + 1, residuals)
         for day in range(after, after + days)
         if (EPOCH + timedelta(day)).day == 1
     ]
     advice = _advice(accounts, which, fitted, range(after, after + days))
-    return Forecast(horizon, METHOD, predictions, advice, len(series), len(residuals), None, reach)
+    return told(predictions, advice, len(series), len(residuals), None, reach)
 
 
 def _prediction(
-    day: int, expected: float, ahead: int, residuals: Sequence[Residual]
+    kind: ResourceKind, day: int, expected: float, ahead: int, residuals: Sequence[Residual]
 ) -> Prediction:
     """`expected` with what the backtest says of predictions so far ahead, or as far as it goes."""
     farthest = max((found for found, _, _ in residuals), default=0)
@@ -76,11 +78,11 @@ def _prediction(
     width = misses[index] if misses else expected
     close = sum(abs(y - p) <= CLOSE * p for p, y in near)
     return Prediction(
-        (EPOCH + timedelta(day)).isoformat(),
-        _number(expected),
-        Decimal(close * 100 // len(near)).scaleb(-2) if near else Decimal(0),
-        _number(max(0.0, expected - width)),
-        _number(expected + width),
+        date=(EPOCH + timedelta(day)).isoformat(),
+        confidence=Decimal(close * 100 // len(near)).scaleb(-2) if near else Decimal(0),
+        lower=_number(max(0.0, expected - width)),
+        upper=_number(expected + width),
+        **{f"predicted_{kind.name.lower()}_demand": _number(expected)},
     )
 
 

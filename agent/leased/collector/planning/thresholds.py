@@ -89,16 +89,23 @@ def alerts(
 
 
 def scaling(
-    loads: Mapping[str, Load], workers: int, marks: Thresholds, *, changed_ns: int, now_ns: int
+    loads: Mapping[str, Load],
+    workers: int,
+    marks: Thresholds,
+    *,
+    changed_ns: int,
+    now_ns: int,
+    draining: int = 0,
 ) -> list[Advice]:
-    """Whether to have more workers, or fewer (`add_workers` below zero). `changed_ns`: when a
-    worker came or went last."""
+    """Whether to have more workers, or fewer (`add_workers` below zero), besides those that are
+    `draining`. `changed_ns`: when a worker came or went last."""
     there = {name: load for name, load in loads.items() if load.total}
     if not there or not workers or now_ns - changed_ns < marks.cooldown_ns:
         return []
     today = periods.day(now_ns)
     name, fullest = max(there.items(), key=lambda one: one[1].share)
     said = f"{name} is {int(fullest.share * 100)} % allocated"
+    said += " without what drains" if draining else ""
     if fullest.share * WHOLE_PM > marks.scale_up_pm:
         more = _workers(there, workers, marks.scale_up_pm) - workers
         mark = f"{marks.scale_up_pm / 10:g} %"

@@ -82,7 +82,7 @@ def waste(options: argparse.Namespace, console: Console) -> int:
     rows = [
         (
             *(render.short(one.held.lease), one.held.tenant or "-", render.short(one.held.node)),
-            amount(one.held.kind.name.lower(), one.held.capacity),
+            _of_kind(one.held),
             str(one.waste),
             _percent(one.unused_pm),
             _percent(one.held.utilization.coverage_pm),
@@ -124,11 +124,16 @@ def _use_row(one: views.LeaseUse) -> tuple[str, ...]:
     seen = one.utilization
     return (
         *(render.short(one.lease), one.tenant or "-", render.short(one.node)),
-        f"{one.kind.name.lower()} {amount(one.kind.name.lower(), one.capacity)}",
+        _of_kind(one),
         length(one.held_ns) or "-",
         *map(_percent, (seen.mean_pm, seen.max_pm, seen.active_share_pm)),
         _percent(seen.coverage_pm),
     )
+
+
+def _of_kind(one: views.LeaseUse | Held) -> str:
+    kind = one.kind.name.lower()
+    return f"{kind} {amount(kind, one.capacity)}"
 
 
 def _judged(one: Judged) -> dict[str, Any]:

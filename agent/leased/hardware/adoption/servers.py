@@ -45,7 +45,10 @@ _MOUNTS_BYTES_MAX = 16 << 20
 _CHUNK_BYTES = 64 << 10
 _SIGKILL = 1 << 8
 _PF_EXITING = 0x4
-_WAITS = re.compile(rb"fuse|^request_wait_answer")
+_MODULE = re.compile(rb"\[(\w+)\]$", re.MULTILINE)
+_OF_SERVERS = frozenset({b"fuse", b"overlay"})
+"""What of the kernel a process of any user may have between itself and a server of its own."""
+
 _MOUNTED = re.compile(rb"^\d+ \d+ 0:(\d+) .* - fuse", re.MULTILINE)
 
 
@@ -181,17 +184,24 @@ def _uids_of_the_stuck(tid: int) -> frozenset[int]:
     pending = [int(said[name][0], 16) for name in ("SigPnd", "ShdPnd") if said.get(name)]
     state = said.get("State", [""])[0]
     stays = state == "D" and any(mask & _SIGKILL for mask in pending)
-    if not stays and not (state in ("D", "S") and _is_closing(tid)):
+    if not stays and not (state in ("D", "S") and _ends(tid)):
         return frozenset()
     return frozenset(map(int, said.get("Uid", ())))
 
 
-def _is_closing(tid: int) -> bool:
-    """Whether it ends, and waits for a server: what it has open is closed then. One that waits
-    there for a driver has nothing to do with what else its user has mounted."""
+def _ends(tid: int) -> bool:
+    """Whether it ends, and no driver keeps it there. By what name the kernel waits for a server is
+    not asked: for a file that it closes, a page that is written or read, I/O that the process had
+    begun, or whoever does one of these beside it."""
     fields = read_or_empty(f"/proc/{tid}/stat").rpartition(b")")[2].split()
     exiting = len(fields) > 6 and int(fields[6]) & _PF_EXITING != 0
-    return exiting and _WAITS.search(read_or_empty(f"/proc/{tid}/wchan")) is not None
+    return exiting and not is_in_driver(read_or_empty(f"/proc/{tid}/stack"))
+
+
+def is_in_driver(stack: bytes) -> bool:
+    """Whether a thread that sleeps like this does in what the kernel has loaded for a device: one
+    that is slow to close has nothing to do with what else its user has mounted."""
+    return not _OF_SERVERS.issuperset(_MODULE.findall(stack))
 
 
 def _mounted(tid: str, known: set[str], end_ns: int) -> Iterator[int]:

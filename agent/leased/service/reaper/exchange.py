@@ -90,6 +90,7 @@ class Exchange:
         self._sent: dict[int, tuple[list[Chunk], float]] = {}
         self._sender: trio.lowlevel.Task | None = None
         self._room = bytearray(protocol.PACKET_BYTES_MAX)
+        self._foreign: DeviceError | None = None  # a reaper that this agent cannot talk to
 
     # -- the connection ---------------------------------------------------------------------------
 
@@ -255,8 +256,12 @@ class Exchange:
         if length == 0:
             return False
         try:
-            self._take(protocol.decode(memoryview(self._room)[:length]), fds)
-        except (ProtocolError, ValueError):
+            packet = protocol.decode(memoryview(self._room)[:length])
+            self._foreign = None
+            self._take(packet, fds)
+        except (ProtocolError, ValueError) as error:
+            if isinstance(error, protocol.OtherVersion):
+                self._foreign = DeviceError("reaper", errno.EPROTONOSUPPORT, str(error))
             close_all(fds)
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -314,7 +319,7 @@ class Exchange:
                     self._socket.shutdown(socket.SHUT_RDWR)
             for ticket in self._tickets():
                 if ticket.expires <= now:
-                    ticket.close(None)
+                    ticket.close(self._foreign)
 
     def _tickets(self) -> list[Ticket]:
         tickets = [chunk.ticket for chunks, _ in self._sent.values() for chunk in chunks]

@@ -148,8 +148,10 @@ class ReaperLink:
             overtaken = held is not None and held.overtook(generation, deadline_ns)
             if answer == 0 or (overtaken and answer == -errno.ESTALE):
                 if answer == 0 and held is not None and generation > held.generation:
-                    held.generation = generation
-                    held.deadline_ns = deadline_ns
+                    held.generation, held.deadline_ns = generation, deadline_ns
+                    if self._board is not None and held.slot is None and _all_open(held):
+                        # The reaper held more than we knew, and would not say where.
+                        self._put(self._arm_again(lease_id, held))
                 outcomes.append(True)
             elif isinstance(answer, int):
                 outcomes.append(False)
@@ -247,13 +249,9 @@ class ReaperLink:
     def ask_again(self, unanswered: list[Chunk]) -> list[Chunk]:
         """First what must be true of the reaper, then what was not answered, in the order it was
         asked."""
-        asked_board = Repeat(1, self._lent_board)
-        again = [Chunk(protocol.BOARD, b"", 1, asked_board)]
-        for lease_id, held in self._held.items():
-            if _all_open(held):
-                ticket = Repeat(1, partial(self._rearmed, lease_id))
-                entry = held.arm_entry(lease_id)
-                again.append(Chunk(protocol.ARM, entry, 1, ticket, fds=held.passed))
+        again = [Chunk(protocol.BOARD, b"", 1, Repeat(1, self._lent_board))]
+        open_still = [item for item in self._held.items() if _all_open(item[1])]
+        again += [self._arm_again(lease_id, held) for lease_id, held in open_still]
         self._forgotten.update(
             LeaseId(chunk.body[at : at + ID_BYTES])
             for chunk in unanswered
@@ -307,6 +305,10 @@ class ReaperLink:
         return [chunk.ticket for waiters in self._reports.values() for chunk in waiters]
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _arm_again(self, lease_id: LeaseId, held: Hold) -> Chunk:
+        ticket = Repeat(1, partial(self._rearmed, lease_id))
+        return Chunk(protocol.ARM, held.arm_entry(lease_id), 1, ticket, fds=held.passed)
 
     def _rearmed(self, lease_id: LeaseId, answers: list[object]) -> None:
         """ETIME and ESTALE say that the reaper knows better: it cuts already, or holds a later

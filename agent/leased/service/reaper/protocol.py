@@ -146,13 +146,22 @@ def encode_revoke(lease_id: LeaseId, *, spare_holder: bool) -> bytes:
     return REVOKE_ENTRY.pack(lease_id, SPARE_HOLDER if spare_holder else 0)
 
 
+class OtherVersion(ProtocolError):
+    """A reaper, of another release than this agent."""
+
+
 def decode(data: memoryview) -> Packet:
     """Check a packet's header. The body still has to be decoded by kind."""
     if len(data) < HEADER.size:
         raise ProtocolError("reaper: a packet without a header")
     magic, version, kind, serial, count, status, _, boot_ns = HEADER.unpack_from(data)
-    if magic != MAGIC or version != VERSION:
-        raise ProtocolError(f"reaper: magic {magic:#x} version {version}")
+    if magic != MAGIC:
+        raise ProtocolError(f"reaper: magic {magic:#x}")
+    if version != VERSION:
+        raise OtherVersion(
+            f"the reaper that runs speaks version {version}, this agent {VERSION}: it is of another"
+            " release, and has to be replaced (leased-reaper(8))"
+        )
     return Packet(kind, serial, count, status, boot_ns, data[HEADER.size :])
 
 
