@@ -27,12 +27,9 @@ from leased.service.closed import keep_closed
 from leased.service.config import Config
 from leased.service.entropy import EntropyPool
 from leased.service.lifeline import Lifeline
+from leased.service.log.reader import VERIFY_NS_MAX
 from leased.service.telling.journald import Journald
 from leased.terms.errors import ChainError, LogBusy, StateError
-from leased.terms.moment import NS_PER_S
-
-VERIFY_NS_MAX = 600 * NS_PER_S
-"""What is asked of systemd at once: 600 s verify 200 million records on one slow core."""
 
 
 class Footing(NamedTuple):

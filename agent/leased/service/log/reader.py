@@ -29,6 +29,8 @@ PAGE_BYTES_MAX = 512 << 10
 """Base64 makes 700 KB of it: within the 1 MiB that a message may have."""
 
 VERIFY_NS_MAX = 600 * NS_PER_S
+"""As long as 200 million records take on one slow core."""
+
 _FRAME_LENGTH_BYTES = 4
 
 
