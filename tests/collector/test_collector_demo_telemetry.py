@@ -31,6 +31,8 @@ from leased.ctl.console import Console
 from leased.economics.contracts import Terms
 from leased.economics.rates import DEFAULT_CARD
 from leased.economics.waste import Waste
+from leased.terms.event import Revoked
+from leased.terms.lease import Priority, RevocationReason
 from leased.terms.policy import Allocation
 from leased.terms.quantity import parse_instant
 from leased.terms.resource import ResourceKind
@@ -125,6 +127,19 @@ def test_what_a_lease_wastes_is_of_a_kind(made: Path) -> None:
     kinds = [one["kind"] for one in json.loads(told[0])["leases"]]
     assert len({*kinds}) > 1
     assert [line.split()[3] for line in told[1].splitlines()[1:]] == kinds
+
+
+def test_what_is_guaranteed_is_not_preempted(made: Path) -> None:
+    """It was, and its service level was missed by that."""
+    found = Counter[Priority]()
+    with closing(ArchiveReader(made)) as archive:
+        for entry in archive.logs():
+            for _, event, _ in archive.events(entry.log_id, 0):
+                if isinstance(event, Revoked):
+                    preempted = event.reason is RevocationReason.PRIORITY_PREEMPTION
+                    found[event.subject.priority] += preempted
+    assert found[Priority.STANDARD] and found[Priority.SCAVENGER]
+    assert not found[Priority.GUARANTEED]
 
 
 def read(state: Path) -> Fleet:

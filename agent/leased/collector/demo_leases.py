@@ -149,6 +149,8 @@ class Machine:
             ended: Event = Released(*self._head(live, boot_ns))
         elif how < 0.92:
             ended = Expired(*self._head(live, boot_ns))
+        elif live.subject.priority is Priority.GUARANTEED:  # which is preempted by nobody
+            ended = Released(*self._head(live, boot_ns))
         else:
             reason = RevocationReason.PRIORITY_PREEMPTION
             ended = Revoked(*self._head(live, boot_ns), reason)

@@ -83,7 +83,7 @@ class Standing:
         return found
 
     @cached_property
-    def _given(self) -> dict[tuple[str, ResourceKind], list[int]]:
+    def given(self) -> dict[tuple[str, ResourceKind], list[int]]:
         """When each was given what it has of each kind, sorted."""
         found: dict[tuple[str, ResourceKind], list[int]] = {}
         for _, lease in self.leases:
@@ -98,7 +98,7 @@ class Standing:
         until_ns = self.until_ns(now_ns)
         for view in self.nodes:
             for (tenant, kind), want in list(view.unmet.items()):
-                given = self._given.get((tenant, kind), [])
+                given = self.given.get((tenant, kind), [])
                 after = bisect_left(given, want.wall_ns)
                 has = after < len(given) and given[after] <= until_ns
                 if since_ns < want.wall_ns <= until_ns and not has:

@@ -4,6 +4,7 @@ was not seen does."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -13,12 +14,14 @@ import pytest
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
+from leased.collector.main import main
 from leased.collector.metering.sources import Held
 from leased.collector.planning.advice import Request, placement, sensitivities
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import Rollup
 from leased.collector.telemetry.store import Store
 from leased.collector.telemetry.views import waits
+from leased.ctl.console import Console
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.placement import Strategy
@@ -133,3 +136,11 @@ def test_what_is_above_a_border_by_little_is_above_it() -> None:
         window = periods.Window(JANUARY_NS, JANUARY_NS + HOUR_NS)
         rows = {row.kind: row for row in sensitivities(accounts, window).rows}
         assert rows["cpu"].level == level, rows
+
+
+def test_a_project_is_somebodys(tmp_path: Path) -> None:
+    """The API said so; the verb went by no workload at all."""
+    out = io.StringIO()
+    words = ["--state", str(tmp_path), "placement", "--gpu", "1", "--project", "train"]
+    assert main(words, Console(out, out)) == 65
+    assert "tenant: a project is some tenant's" in out.getvalue()

@@ -109,7 +109,7 @@ def test_what_follows_from_all_nodes_is_made_again_with_every_record(tmp_path: P
         standing = fleet.standing()
         assert fleet.standing() is standing
         fresh = Standing(fleet.logs.values(), frozenset())
-        for name in ("nodes", "tenants", "leases", "watermarks", "totals", "held_by"):
+        for name in ("nodes", "tenants", "leases", "watermarks", "totals", "held_by", "given"):
             assert getattr(standing, name) == getattr(fresh, name), name
         assert list(standing.wanted(0, now_ns)) == list(fresh.wanted(0, now_ns))
         steps += 1

@@ -77,6 +77,8 @@ def placement(options: argparse.Namespace, console: Console) -> int:
             asked[kind] = amount * UNIT[ResourceKind[kind.upper()]]
     if not asked:
         raise InvalidParameter("gpu", "ask for something")
+    if options.project is not None and not options.tenant:
+        raise InvalidParameter("tenant", "a project is some tenant's: give --tenant, too")
     with opened(options, console) as (source, terms):
         request = advice.Request(
             asked,
