@@ -158,6 +158,33 @@ def test_who_gives_a_lease_back_lives_on(shared_agent: HostAgent) -> None:
     assert done.stdout == "alive\n", (done.returncode, done.stderr[-2000:])
 
 
+GIVES_UP = """
+import sys, trio
+from leased import client
+
+async def main():
+    for tenths_ms in range(80):
+        with trio.move_on_after(tenths_ms % 40 * 0.0001):
+            async with client.acquire(sys.argv[1], mem="64KiB", ttl=60):
+                await trio.sleep_forever()
+
+trio.run(main)
+print("alive")
+"""
+
+
+def test_who_gives_up_asking_lives_on(shared_agent: HostAgent) -> None:
+    """At any moment: what was granted to it by then is nobody's, and it no lost holder."""
+    done = subprocess.run(
+        [sys.executable, "-c", GIVES_UP, str(shared_agent.socket)],
+        env={**os.environ, **shared_agent.sockets()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "alive\n", (done.returncode, done.stderr[-2000:])
+
+
 def test_foreign_clients(shared_agent: HostAgent) -> None:
     """tests/interop over again, with the real agent behind the socket. In a process of its own:
     who keeps memory past its lease is killed."""

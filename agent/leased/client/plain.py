@@ -7,7 +7,8 @@
 
 Rule: a thread of its own runs the very same Trio code, so that renewals, notices and surrender are
 the same. `check` raises LeaseLost once the lease is lost: call it between steps of work, because
-nothing can cancel a thread. A process that was forked meanwhile has no part in it.
+nothing can cancel a thread. A process that was forked meanwhile has no part in it: what it asks of
+the lease is LeaseLost, for nothing tells it how the lease is.
 
 Does not work from inside a Trio program: use `leased.client` there.
 """
@@ -39,6 +40,7 @@ class PlainHolding:
     def __init__(self, held: holding.Holding, token: trio.lowlevel.TrioToken) -> None:
         self._held = held
         self._token = token
+        self._owner = os.getpid()
         self.leave = trio.Event()
 
     @property
@@ -80,6 +82,7 @@ class PlainHolding:
 
     def check(self) -> None:
         """Raise LeaseLost if the lease is lost."""
+        self._must_be_ours()
         self._held.check()
 
     def renew(self, ttl_ns: int | None = None) -> None:
@@ -103,11 +106,16 @@ class PlainHolding:
 
     def _ask(self, method: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         """Raises LeaseLost if the block has ended, and with it the thread that would ask."""
+        self._must_be_ours()
         try:
             trio.from_thread.run(method, *arguments, trio_token=self._token)
         except (trio.RunFinishedError, trio.Cancelled) as error:
             why = self._held.lost_why or holding.GIVEN_BACK
             raise LeaseLost(self.lease_id, why) from error
+
+    def _must_be_ours(self) -> None:
+        if os.getpid() != self._owner:
+            raise LeaseLost(self.lease_id, f"it is process {self._owner}'s, which forked this one")
 
 
 @contextmanager

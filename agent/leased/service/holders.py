@@ -97,6 +97,14 @@ class Holders:
         self._references[pid] -= 1
         self._retire(pid)
 
+    def expect(self, pid: int) -> bool:
+        """A lease is being made ready for it, to which it will be bound: it stays watched whatever
+        becomes of the connection. Whether it is; `dismiss` ends that."""
+        if pid not in self._pidfds:
+            return False
+        self._references[pid] += 1
+        return True
+
     def pidfd_for(self, pid: int) -> int | None:
         """A duplicate of the pidfd of an enrolled process for its lease's custody; None for pid 0
         or a stranger."""

@@ -110,13 +110,21 @@ except KeyboardInterrupt:
 """
 FORKS = """
 import os, sys
-from leased.client import plain
+from leased.client import LeaseLost, plain
 with plain.acquire(sys.argv[1], mem=4096, ttl=60) as held:
     pid = os.fork()
     if pid:
         assert os.waitpid(pid, 0)[1] == 0
         held.renew()
         held.check()
+    else:
+        for ask in (held.check, held.renew, held.release):
+            try:
+                ask()
+            except LeaseLost as error:
+                assert str(os.getppid()) in str(error)
+            else:
+                raise AssertionError(ask)
 print("parent" if pid else "child", flush=True)
 """
 

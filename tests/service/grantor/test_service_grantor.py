@@ -6,6 +6,8 @@ reaper has moved the deadline; whatever fails is a typed refusal and capacity th
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
 
 import pytest
 import trio
@@ -251,6 +253,32 @@ async def test_who_is_told_to_leave_while_the_grant_is_prepared_has_the_grace(
         ended = await agent.until(told.lease_id, LeaseState.RECLAIMED)
         assert ended.reason is RevocationReason.OPERATOR_DRAIN
         assert ended.cut_ns == end_ns(told)
+
+
+@pytest.mark.parametrize("at", ["prepare", "arm"])
+async def test_who_hangs_up_while_the_grant_is_prepared_is_not_cut_as_its_holder(
+    at: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The process lives: it has given up waiting, and may ask again."""
+    async with Host().standing() as host, host.agent() as agent:
+        gate = host.devices.gates["prepare"] if at == "prepare" else host.reaper.gates["arm"]
+        gate.shut()
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+            pidfd = os.pidfd_open(process.pid)
+            agent.holders.enrol(process.pid, pidfd)
+            request = host.acquire(3, bind_pid=process.pid)
+            box = agent.submit(request)
+            await gate.reached.wait()
+            agent.holders.dismiss(process.pid)
+            gate.open()
+            assert isinstance(reply := await box.reply(), Granted)
+            await trio.sleep(1)
+            held = agent.lessor.table.leases[reply.lease.lease_id]
+            assert held.state is LeaseState.ACTIVE, held.reason
+            os.close(pidfd)
+            await agent.ask(Release(host.command_id(), ACME, held.lease_id))
+            await agent.until(held.lease_id, LeaseState.RECLAIMED)
+            assert agent.holders.pidfd_for(process.pid) is None, "nobody is watched for nothing"
 
 
 async def test_a_grant_released_by_nobody_while_prepared_lives_for_its_time(

@@ -147,6 +147,22 @@ async def test_a_process_gone_before_the_grant_was_complete_ends_the_lease() -> 
             assert await inbox.next(1) == [A], "a lease was bound to a process that has gone"
 
 
+async def test_who_hangs_up_before_the_grant_is_complete_is_its_holder() -> None:
+    async with watching() as (holders, inbox):
+        with child() as one:
+            enrol(holders, one)
+            assert holders.expect(one.pid)
+            holders.dismiss(one.pid)
+            holders.bind(A, one.pid)
+            holders.dismiss(one.pid)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not inbox.gone, "it lives, and would be killed as a holder that is lost"
+            one.communicate()
+            assert await inbox.next(1) == [A]
+        assert not holders.expect(one.pid)
+        assert holders.pidfd_for(one.pid) is None
+
+
 async def test_a_number_that_is_anothers_by_now_is_nobodys_while_the_first_is_there() -> None:
     """The first has ended, and a request of his may wait: what it is granted must not be bound to
     the second, who has his number."""
