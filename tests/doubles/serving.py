@@ -362,6 +362,7 @@ class Agent:
             notifier=self.notifier,
             user_socket=directory / "socket",
             find=self.lessor.table.find,
+            ask=self.sequencer.ask_own,
             clock=clock,
         )
         self.dispatcher = Dispatcher(

@@ -17,6 +17,7 @@ from leased.terms.event import (
     AccessCut,
     Activated,
     Allocated,
+    DrainNotified,
     Event,
     Expired,
     Fenced,
@@ -70,6 +71,8 @@ class Life:
         if isinstance(event, Renewed):
             assert event.generation > self.generation, f"generation {event.generation} again"
             self.generation, self.deadline_ns = event.generation, event.deadline_ns
+        if isinstance(event, DrainNotified):  # a holder that asked for time may have got more
+            self.deadline_ns = max(self.deadline_ns, event.drain_deadline_ns)
         if isinstance(event, Expired):
             assert event.effective_ns <= self.deadline_ns, "it ran past its deadline"
         if isinstance(event, Reclaimed | Unfenced):

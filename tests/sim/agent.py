@@ -10,7 +10,9 @@ Does not contain the daemon's sockets, custody of descriptors or notices: leases
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from random import Random
 
 import msgspec
@@ -26,15 +28,19 @@ from leased.durable.genesis import LOG_ID
 from leased.durable.log import open_log
 from leased.lessor.invariants import check as check_invariants
 from leased.lessor.lessor import Lessor
+from leased.ports import Journal
 from leased.service import recovery
 from leased.service.custody import Custodian
 from leased.service.grantor import Grantor
+from leased.service.notifier import Notifier
 from leased.service.policy.calendar import CalendarWatch
 from leased.service.reclaimer import Reclaimer
 from leased.service.sequencer import Held, Sequencer, Told
 from leased.service.ticker import LATE_NS, Ticker
+from leased.service.walls import Walls
 from leased.terms.command import Caller, Command, HolderGone, SetPolicy
 from leased.terms.effect import Effect, Notify
+from leased.terms.errors import CallerError, DeviceError
 from leased.terms.event import EpochSealed
 from leased.terms.identity import BootId, CommandId, LeaseId, TenantId
 from leased.terms.lease import Lease
@@ -95,6 +101,26 @@ class Unsampled:
         return Utilization()
 
 
+class Leaves:
+    """`service.walls.Leaves` without cgroups."""
+
+    async def make_leaf(self, lease: Lease) -> str:
+        await trio.lowlevel.checkpoint()
+        return lease.subject.cgroup or "leaf"
+
+
+class ShortJournal:
+    """`ports.Journal`; now and then there is room for the ends of leases only."""
+
+    def __init__(self, journal: Journal, faults: Faults) -> None:
+        self.commit, self.frames, self.close = journal.commit, journal.frames, journal.close
+        self._journal, self._faults = journal, faults
+
+    def reserve_ok(self, live_leases: int) -> bool:
+        room = self._journal.reserve_ok(live_leases)
+        return room and not self._faults.strikes("log is short", 5)
+
+
 class Agent:
     """Built dead; `boot` and then `run` it."""
 
@@ -102,6 +128,7 @@ class Agent:
         self._site = site
         self.scope = trio.CancelScope()
         self._death: Exception | None = None
+        self._tasks: trio.Nursery | None = None
         self.notified: list[LeaseId] = []
         self._committer = SimCommitter(site.disk, site.faults)
         self._opened = open_log(
@@ -120,7 +147,7 @@ class Agent:
         self.sequencer = Sequencer(
             lessor=self.lessor,
             sealer=self._sealer,
-            journal=self._opened.journal,
+            journal=ShortJournal(self._opened.journal, site.faults),
             clock=site.clock,
             hold=self._hold,
             start=self._start,
@@ -149,6 +176,17 @@ class Agent:
             sampler=Unsampled(),
             submit=submit,
         )
+        self._walls = Walls(
+            leaves=Leaves(),  # type: ignore[arg-type]
+            reaper=site.reaper,
+            custodian=custodian,
+            holders=NoHolders(),  # type: ignore[arg-type]
+            notifier=Notifier(Path("/nowhere")),
+            user_socket=Path("/nowhere"),
+            find=self.lessor.table.find,
+            ask=self.sequencer.ask_own,
+            clock=site.clock,
+        )
         self._ticker = Ticker(
             lessor=self.lessor, clock=site.clock, submit=submit, late_ns=LATE_NS
         )
@@ -176,6 +214,7 @@ class Agent:
         """Serve until the process dies. Raises what it died of."""
         with self.scope:
             async with trio.open_nursery() as nursery:
+                self._tasks = nursery
                 nursery.start_soon(self.sequencer.run)
                 nursery.start_soon(self._grantor.run)
                 nursery.start_soon(self._reclaimer.run)
@@ -202,6 +241,16 @@ class Agent:
     def lose_holder(self, lease_id: LeaseId) -> None:
         """The process that a lease is bound to has exited."""
         self.sequencer.submit_own(HolderGone(NO_COMMAND, lease_id))
+
+    def join(self, lease_id: LeaseId) -> None:
+        """Somebody wants to enter: the reaper is to hold the leaf first."""
+        lease = self.lessor.table.find(lease_id)
+        if lease is not None and self._tasks is not None:
+            self._tasks.start_soon(self._open_leaf, lease)
+
+    async def _open_leaf(self, lease: Lease) -> None:
+        with contextlib.suppress(CallerError, DeviceError):
+            await self._walls.open_leaf(lease)
 
     def _hold(self, held: Sequence[Held]) -> None:
         self._grantor.hold(held)

@@ -19,7 +19,7 @@ import msgspec
 from leased.economics.meter import Meter
 from leased.terms import event as events
 from leased.terms.identity import CommandId, LeaseId
-from leased.terms.lease import Ending
+from leased.terms.lease import Ending, RevocationReason
 from leased.terms.moment import NS_PER_MS, NS_PER_S, Moment
 from leased.terms.resource import Allotment
 from tests.sim.reaper import Cut, Told
@@ -358,6 +358,7 @@ class Auditor:
         self._judge_reaper(told)
         self._judge_arming(acks, told)
         self._judge_cuts(acks, told, cuts)
+        self._judge_losses(cuts)
         self._judge_conservation()
         return self.breaches
 
@@ -399,13 +400,19 @@ class Auditor:
                 )
 
     def _judge_arming(self, acks: Sequence[Ack], told: Sequence[Told]) -> None:
-        """Nothing is answered as granted or renewed before the reaper holds it so."""
-        since = {(one.lease_id, one.generation): one.true_ns for one in reversed(told)}
+        """Nothing is answered as granted or renewed before the reaper holds it so, or as something
+        later."""
+        held: dict[LeaseId, list[Told]] = {}
+        for one in told:
+            held.setdefault(one.lease_id, []).append(one)
         for ack in acks:
-            if ack.what in ("grant", "renew") and ack.ended is None:
-                told_ns = since.get((ack.lease_id, ack.generation))
-                if told_ns is None or told_ns > ack.true_ns:
-                    self.breach(f"a {ack.what} was answered before the reaper knew of it")
+            if ack.what == "release" or ack.ended is not None:
+                continue
+            # Whoever attaches is told of what may be on its way yet: it has been promised nothing.
+            least = 0 if ack.what == "attach" else ack.generation
+            by_then = [one for one in held.get(ack.lease_id, ()) if one.true_ns <= ack.true_ns]
+            if not any(one.generation >= least for one in by_then):
+                self.breach(f"a {ack.what} was answered before the reaper knew of it")
 
     def _judge_cuts(self, acks: Sequence[Ack], told: Sequence[Told], cuts: Sequence[Cut]) -> None:
         """P3: access ends by the deadline plus the bound, and not before what was promised.
@@ -417,8 +424,10 @@ class Auditor:
         promised: dict[LeaseId, int] = {}
         for ack in acks:
             lease = self.leases.get(ack.lease_id)
-            if ack.what in ("grant", "renew") and ack.ended is None and lease is not None:
-                promised[ack.lease_id] = min(ack.deadline_ns, lease.right_ends_ns)
+            promises = ack.what in ("grant", "renew", "extend")
+            if promises and ack.ended is None and lease is not None:
+                since = (ns for at, ns in lease.deadlines.items() if at >= ack.generation)
+                promised[ack.lease_id] = min(ack.deadline_ns, *since)
         armed = {one.lease_id: max(one.deadline_ns, one.boot_ns) for one in told}
         seen: dict[LeaseId, None] = {}
         for cut in cuts:
@@ -438,6 +447,14 @@ class Auditor:
                     f"access to {cut.lease_id.hex()[:8]} ended {early_ms:.3f} ms before an "
                     f"acknowledged deadline, at {cut.true_ns} ns"
                 )
+
+    def _judge_losses(self, cuts: Sequence[Cut]) -> None:
+        """A lease is lost to the reaper only where that came to a deadline before it was told of
+        the next one, and never by a cut that we asked for."""
+        late = {cut.lease_id for cut in cuts if cut.by_deadline}
+        for lease in self.leases.values():
+            if lease.end_reason == RevocationReason.REAPER_LOST and lease.lease_id not in late:
+                self.breach(f"{lease.lease_id.hex()[:8]} was cut before its end by nobody's order")
 
     def _judge_conservation(self) -> None:
         """tenant + teardown + fenced + idle = capacity x time, and the meter says the same to the

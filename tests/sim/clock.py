@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulated clock: boottime that a reboot sets back, wall time that jumps, both driven by
-trio's MockClock.
+"""The simulated clock: boottime that a reboot sets back and that leaps over a suspend, wall time
+that jumps, all driven by trio's MockClock.
 
 Rule: `true_ns` never goes back and is what the auditor compares; the agent sees only `now`. Virtual
 time moves only when every task waits, so a run takes as long as its work, not as long as its story.
@@ -25,6 +25,7 @@ class SimClock:
         self._wall_skew_ns = 0
         self._booted_true_ns = -BOOT_TAKES_NS
         self.boot_id = _boot_id(0)
+        self._leapt = trio.Event()
 
     def true_ns(self) -> int:
         """Virtual time since the simulation began."""
@@ -41,7 +42,8 @@ class SimClock:
     async def sleep_until(self, boot_ns: int) -> None:
         boot_id = self.boot_id
         while self.boot_id == boot_id and self.now().boot_ns < boot_ns:
-            await trio.sleep_until((boot_ns + self._booted_true_ns) / NS_PER_S)
+            with trio.move_on_at((boot_ns + self._booted_true_ns) / NS_PER_S):
+                await self._leapt.wait()
 
     def true_of(self, boot_ns: int) -> int:
         """`boot_ns` of the present boot in true time."""
@@ -52,6 +54,12 @@ class SimClock:
         self._boots += 1
         self.boot_id = _boot_id(self._boots)
         self._booted_true_ns = self.true_ns() - BOOT_TAKES_NS
+
+    def suspend(self, asleep_ns: int) -> None:
+        """The host slept: for whoever runs on it no time has passed but on this clock."""
+        self._booted_true_ns -= asleep_ns
+        leapt, self._leapt = self._leapt, trio.Event()
+        leapt.set()
 
     def step_wall(self, delta_ns: int) -> None:
         """Someone set the wall clock."""

@@ -200,27 +200,31 @@ class SimCommitter:
         disk, faults = self._disk, self._faults
         if step is CommitStep.BEFORE_APPEND:
             self._die(step)
-        if step is CommitStep.TORN_APPEND:
+        if step in (CommitStep.TORN_APPEND, CommitStep.APPEND_REFUSED):
             disk.write(asked.segment, asked.data[: faults.pick(len(asked.data))], asked.offset)
-            self._die(step)
+            self._die(step, errno.ENOSPC if step is CommitStep.APPEND_REFUSED else 0)
         disk.write(asked.segment, asked.data, asked.offset)
         if step is CommitStep.APPENDED:
             self._die(step)
         if step is CommitStep.SYNC_FAILED:
-            self.dead = True
-            raise OSError(errno.EIO, "fdatasync")
+            self._die(step, errno.EIO)
         disk.sync(asked.segment)
         if step is CommitStep.SYNCED:
             self._die(step)
+        if step is CommitStep.ANCHOR_REFUSED:
+            self._die(step, errno.EIO)
         if step is CommitStep.TORN_ANCHOR:
             torn = asked.block[: faults.pick(len(asked.block))]
             disk.write(asked.anchor, torn, asked.block_offset)
             self._die(step)
         disk.write(asked.anchor, asked.block, asked.block_offset)
+        if step is CommitStep.ANCHOR_SYNC_FAILED:
+            self._die(step, errno.EIO)
         disk.sync(asked.anchor)
         if step is CommitStep.ANCHORED:
             self._die(step)
 
-    def _die(self, step: CommitStep) -> None:
+    def _die(self, step: CommitStep, number: int = 0) -> None:
+        """Killed, or ended by an error that no commit survives."""
         self.dead = True
-        raise AgentDied(step.value)
+        raise OSError(number, step.value) if number else AgentDied(step.value)

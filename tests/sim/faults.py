@@ -20,10 +20,13 @@ class CommitStep(enum.Enum):
 
     BEFORE_APPEND = "before append"  # nothing was written: the batch is gone
     TORN_APPEND = "torn append"  # some bytes were written: the batch must be dropped whole
+    APPEND_REFUSED = "append refused"  # ENOSPC after some bytes: the same
     APPENDED = "appended"  # written, not synced: kept by a living kernel, a power cut may tear it
     SYNC_FAILED = "sync failed"  # EIO: what is on the disk is for recovery to say
     SYNCED = "synced"  # durable, not anchored: rolled forward
+    ANCHOR_REFUSED = "anchor refused"  # EIO: the same, as the records are durable
     TORN_ANCHOR = "torn anchor"  # half a slot: the other slot counts
+    ANCHOR_SYNC_FAILED = "anchor sync failed"  # EIO: one slot or the other
     ANCHORED = "anchored"  # durable and anchored, the answer was lost
 
 

@@ -151,6 +151,9 @@ class SimDevices:
             occupancy = self.occupied.get(lease.lease_id)
             if occupancy is not None and clean:
                 occupancy.scrubbed = True
+            if self._faults.strikes("scrub answer lost", 5):
+                outcomes.append(DeviceError("worker", errno.ETIMEDOUT))
+                continue
             now_ns = self._clock.now().boot_ns
             step = StepReport(TeardownStep.SCRUB, 0 if clean else errno.EIO, began_ns, now_ns, 1)
             outcomes.append(ScrubReport(lease.lease_id, now_ns, _bytes_of(lease), clean, (step,)))
@@ -172,6 +175,9 @@ class SimDevices:
                 occupancy.dirty = unproven
                 if not unproven:
                     self.vacate(lease.lease_id)
+            if self._faults.strikes("proof answer lost", 5):
+                outcomes.append(DeviceError("worker", errno.ETIMEDOUT))
+                continue
             now_ns = self._clock.now().boot_ns
             step = StepReport(TeardownStep.COUNTERS, 0, began_ns, now_ns, len(unproven))
             outcomes.append(ProofReport(lease.lease_id, now_ns, unproven, (step,)))

@@ -21,6 +21,7 @@ import trio
 from leased.ports import Arming
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
+from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport, StepReport, TeardownStep
 from tests.sim.clock import SimClock
@@ -118,6 +119,11 @@ class SimReaper:
             forgotten, self._forgotten = self._forgotten, []
             self._disarm(forgotten)
 
+    def suspended(self, asleep_ns: int) -> None:
+        """The host slept for so long, and whatever was due meanwhile is cut now."""
+        self.down_ns += asleep_ns
+        self._wake()
+
     async def reached(self) -> None:
         """Return when it is up."""
         await self._up.wait()
@@ -188,29 +194,48 @@ class SimReaper:
         outcomes: list[DeviceError | None] = []
         for lease, *_ in leases:
             if self._faults.strikes("arm fails", 8):
-                outcomes.append(DeviceError("arm", errno.ENOSPC))
-                continue
-            slot = self.slots.get(lease.lease_id)
-            if slot is None:
-                slot = self.slots[lease.lease_id] = ArmedLease(lease.generation, lease.deadline_ns)
-                self._note_told(lease.lease_id, lease.generation, lease.deadline_ns)
-                assert self.devices is not None
-                occupancy = self.devices.occupied.get(lease.lease_id)
-                if occupancy is not None:
-                    occupancy.kept_by_reaper = True
-            elif slot.cut is None and not slot.cutting and lease.generation >= slot.generation:
-                self._move(lease.lease_id, slot, lease.generation, lease.deadline_ns)
-            outcomes.append(None)
+                status = errno.ENOSPC
+            else:
+                status = self._arm(lease)
+                if self._faults.strikes("arm answer lost", 5):
+                    status = errno.ETIMEDOUT
+            outcomes.append(DeviceError("arm", status) if status else None)
         self._wake()
         return outcomes
+
+    def _arm(self, lease: Lease) -> int:
+        """As the C reaper: what is armed already is a renewal, or late, or overtaken."""
+        lease_id, slot = lease.lease_id, self.slots.get(lease.lease_id)
+        generation, deadline_ns = lease.generation, lease.deadline_ns
+        if slot is None:
+            self.slots[lease_id] = ArmedLease(generation, deadline_ns)
+            self._note_told(lease_id, generation, deadline_ns)
+            assert self.devices is not None
+            occupancy = self.devices.occupied.get(lease_id)
+            if occupancy is not None:
+                occupancy.kept_by_reaper = True
+            return 0
+        if slot.cut is not None or slot.cutting or slot.deadline_ns <= self._now_ns():
+            return errno.ETIME
+        if generation < slot.generation:
+            return errno.ESTALE
+        if generation == slot.generation and deadline_ns != slot.deadline_ns:
+            return errno.ESTALE if deadline_ns < slot.deadline_ns else errno.EINVAL
+        self._move(lease_id, slot, generation, deadline_ns)
+        return 0
 
     async def renew_many(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool]:
         if not await self._reached():
             raise DeviceError("renew", errno.ETIMEDOUT)
-        return self._renew(moves)
+        outcomes = self._renew(moves)
+        if self._faults.strikes("renew answer lost", 20):
+            raise DeviceError("renew", errno.ETIMEDOUT)
+        return outcomes
 
     def renew_ahead(self, moves: Sequence[tuple[LeaseId, int, int]]) -> None:
-        """Lost on its way: `renew_many` is what counts."""
+        """Sent before the agent's next turn, or lost on its way: `renew_many` is what counts."""
+        if self._up.is_set() and not self._faults.strikes("ahead lost", 300):
+            self._renew(moves)
 
     def renew_at_once(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool] | None:
         """On the board, which is there as long as the reaper is."""
@@ -243,7 +268,9 @@ class SimReaper:
         with trio.move_on_after(CUT_S):
             await self._reached(CUT_S)
             for lease_id in lease_ids:
-                outcomes.append(await self._revoke(lease_id))
+                cut = await self._revoke(lease_id)
+                lost = self._faults.strikes("revoke answer lost", 5)
+                outcomes.append(DeviceError("revoke", errno.ETIMEDOUT) if lost else cut)
         missing = len(lease_ids) - len(outcomes)
         return outcomes + [DeviceError("revoke", errno.ETIMEDOUT) for _ in range(missing)]
 

@@ -24,7 +24,7 @@ from leased.terms.lease import (
     BOUND_TO_NOTHING,
     Lease,
     LeaseState,
-    Priority,
+    Level,
 )
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.reply import Changed, Granted, Listed, Refusal, RefusalReason, Reply
@@ -59,8 +59,18 @@ class Tenant:
         while not self._world.calm:
             await trio.sleep(self._random.randrange(1, 400) / 1000)
             act = self._random.choices(
-                (self._acquire, self._renew, self._release, self._look, self._die, self._retry),
-                (10, 12, 5, 4, 1, 3),
+                (
+                    self._acquire,
+                    self._renew,
+                    self._extend,
+                    self._release,
+                    self._look,
+                    self._die,
+                    self._retry,
+                    self._join,
+                    self._all_at_once,
+                ),
+                (10, 12, 4, 5, 4, 1, 3, 2, 3),
             )[0]
             await act()
 
@@ -68,17 +78,27 @@ class Tenant:
 
     async def _acquire(self) -> None:
         random = self._random
+        level = random.choice(list(Level))
         request = commands.Acquire(
             self._command_id(),
             self.caller,
             tuple(self._ask() for _ in range(random.choice((1, 1, 1, 2, 3)))),
             random.choices(TTLS_NS, (1, 4, 8, 12, 8, 4, 1))[0],
-            random.choice(list(Priority)),
+            level.priority,
             random.choice(WAITS_NS),
             random.choice((None, None, 0, 500 * NS_PER_MS, 2 * NS_PER_S)),
             bind_pid=random.choice((BOUND_TO_NOTHING, BOUND_TO_CGROUP, self.caller.pid)),
+            level=random.choice((None, level)),
         )
         await self._send_acquire(request)
+
+    async def _send_acquire(self, request: commands.Acquire) -> None:
+        """Now and then twice, over two connections: the answer to the first is slow."""
+        async with trio.open_nursery() as connections:
+            connections.start_soon(self._send, request)
+            if self._random.random() < 0.15:
+                await trio.sleep(self._random.choice((0, 0.0005, 0.002, 0.02)))
+                connections.start_soon(self._send, request)
 
     async def _retry(self) -> None:
         """The same command once more: after a lost answer, or for no reason at all; or another one
@@ -92,7 +112,7 @@ class Tenant:
                 again = msgspec.structs.replace(again, workload=ANOTHER)
             await self._send_acquire(again)
 
-    async def _send_acquire(self, request: commands.Acquire) -> None:
+    async def _send(self, request: commands.Acquire) -> None:
         patience_s = request.wait_ns / NS_PER_S + 60
         if self._random.random() < 0.1:
             # Hangs up soon: the place in the queue must be given up, a grant must find its end.
@@ -114,9 +134,10 @@ class Tenant:
             self._world.judge_grant(request, reply)
 
     async def _renew(self) -> None:
-        if not self.held:
-            return
-        lease = self._pick()
+        if self.held:
+            await self._renew_one(self._pick())
+
+    async def _renew_one(self, lease: Lease) -> None:
         if self._random.random() < 0.3:
             # As late as can be: some of these must win and some must lose.
             until_ns = lease.deadline_ns - self._random.randrange(-2, 6) * NS_PER_MS
@@ -128,15 +149,50 @@ class Tenant:
             self.held[lease.lease_id] = reply.lease
             self._acknowledge("renew", reply.lease)
 
+    async def _extend(self) -> None:
+        """Told to leave or not, more time is asked for."""
+        if self.held:
+            await self._extend_one(self._pick())
+
+    async def _extend_one(self, lease: Lease) -> None:
+        needed_ns = self._random.choice((50 * NS_PER_MS, NS_PER_S, 4 * NS_PER_S))
+        extend = commands.Extend(self._command_id(), self.caller, lease.lease_id, needed_ns)
+        reply, _ = await self._world.call(extend)
+        if isinstance(reply, Changed):
+            self.held[lease.lease_id] = reply.lease
+            self._acknowledge("extend", reply.lease)
+
     async def _release(self) -> None:
-        if not self.held:
-            return
-        lease = self._pick()
+        if self.held:
+            await self._release_one(self._pick())
+
+    async def _release_one(self, lease: Lease) -> None:
         release = commands.Release(self._command_id(), self.caller, lease.lease_id)
         reply, _ = await self._world.call(release)
         if isinstance(reply, Changed):
             self.held.pop(lease.lease_id, None)
             self._acknowledge("release", reply.lease)
+
+    async def _join(self) -> None:
+        """A process enters the leaf of a lease."""
+        agent = self._world.agent
+        if self.held and agent is not None:
+            agent.join(self._pick().lease_id)
+
+    async def _all_at_once(self) -> None:
+        """Whatever may be asked of one lease is, by everybody, in one instant and in any order."""
+        if not self.held:
+            return
+        lease = self._pick()
+        acts = [self._renew_one, self._extend_one, self._renew_one, self._extend_one]
+        if self._random.random() < 0.3:
+            acts.append(self._release_one)
+        async with trio.open_nursery() as everybody:
+            everybody.start_soon(self._world.operator.press, lease.lease_id)
+            for act in self._random.sample(acts, len(acts)):
+                everybody.start_soon(act, lease)
+            everybody.start_soon(self._join)
+            everybody.start_soon(self._retry)
 
     async def _look(self) -> None:
         """Ask about one's own, and about what is not one's own."""
@@ -255,7 +311,17 @@ class Operator:
         resource_id = random.choice(["", *self._world.devices.capacity])
         grace_ns = random.choice((0, 300 * NS_PER_MS, 2 * NS_PER_S))
         act = random.choice(
-            ("revoke", "drain", "resume", "resume", "fence", "unfence", "unfence", "health")
+            (
+                "revoke",
+                "drain",
+                "resume",
+                "resume",
+                "fence",
+                "unfence",
+                "unfence",
+                "health",
+                "policy",
+            )
         )
         if act == "revoke":
             leases = [lease for one in self._world.tenants for lease in one.held]
@@ -275,9 +341,26 @@ class Operator:
             await self._world.call(commands.Fence(command_id, self.caller, resource_id, capacity))
         elif act == "unfence":
             await self._unfence_one()
+        elif act == "policy":
+            number = random.randrange(256)
+            policy, known = self._world.policy(number), bytes([number]) * 32
+            await self._world.call(
+                commands.SetPolicy(command_id, self.caller, policy, known, b"r" * 32)
+            )
         elif act == "health" and resource_id:
             health = random.choice((Health.SICK, Health.GONE, Health.OK, Health.OK))
             await self._world.call(commands.ObserveHealth(command_id, resource_id, health, 79))
+
+    async def press(self, lease_id: LeaseId) -> None:
+        """Whoever holds the lease is to leave: once, twice, and with everybody else there."""
+        random = self._random
+        for _ in range(random.choice((1, 2))):
+            grace_ns = random.choice((20 * NS_PER_MS, 300 * NS_PER_MS, 2 * NS_PER_S))
+            order = commands.Revoke(self._id(), self.caller, lease_id, grace_ns=grace_ns)
+            await self._world.call(order)
+        if random.random() < 0.2:
+            await self._world.call(commands.Drain(self._id(), self.caller, "", NS_PER_S))
+            await self._world.call(commands.Resume(self._id(), self.caller, ""))
 
     async def _unfence_one(self) -> None:
         fenced = await self._fenced()

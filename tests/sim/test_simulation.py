@@ -17,6 +17,7 @@ import pytest
 from leased.terms import event as events
 from leased.terms.moment import Moment
 from tests.sim.auditor import Auditor, Sealed
+from tests.sim.faults import CommitStep
 from tests.sim.swarm import TICKS, run_seed, run_seeds
 
 SEEDS = int(os.environ.get("LEASED_SIM_SEEDS", "200"))
@@ -35,7 +36,7 @@ def test_no_seed_falls() -> None:
     assert leases > 10 * SEEDS
     wanted = {"die in commit", "prepare fails", "scrub fails", "proof fails", "partly unproven"}
     assert wanted <= met.keys()
-    assert sum(name.startswith("commit: ") for name in met) == 7
+    assert sum(name.startswith("commit: ") for name in met) == len(CommitStep)
 
 
 def test_the_same_seed_tells_the_same_story() -> None:

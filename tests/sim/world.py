@@ -21,8 +21,17 @@ import trio
 
 from leased.terms.command import Acquire, Command
 from leased.terms.identity import TenantId
+from leased.terms.lease import Level
 from leased.terms.moment import NS_PER_MS, NS_PER_S
-from leased.terms.policy import Borrowing, Budget, CapacityLimit, Period, Policy, TenantLimits
+from leased.terms.policy import (
+    Borrowing,
+    Budget,
+    CapacityLimit,
+    Period,
+    Policy,
+    Preemption,
+    TenantLimits,
+)
 from leased.terms.reply import Granted, Inventoried, Reply
 from leased.terms.resource import ResourceKind
 from tests.doubles.second_opinion import judge_files
@@ -43,9 +52,11 @@ DRAIN_S_MAX = 90
 
 
 def _limits(*, memory_pages: int | None = None) -> TenantLimits:
+    """Every level, so that one preempts the other and is preempted itself."""
     quota = CapacityLimit(ResourceKind.MEM, (memory_pages or 0) * PAGE_BYTES)
     return TenantLimits(
         leases_max=LEASES_MAX_OF_TENANT,
+        level_max=Level.CRITICAL,
         waiting_max=3,
         capacities=() if memory_pages is None else (quota,),
         budgets=tuple(Budget(period, ResourceKind.CPU, None, 10**24) for period in Period),
@@ -71,6 +82,7 @@ POLICY = Policy(
         (TenantId("tenant-1"), _limits(memory_pages=24)),
     ),
     borrowing=Borrowing(enabled=True, grace_ns=2 * NS_PER_S),
+    preemption=Preemption(runtime_ns_min_standard=500 * NS_PER_MS, cooldown_ns=2 * NS_PER_S),
 )
 """One tenant has no quota, the others may borrow what is idle of each other's; all have budgets,
 which are never used up: what counts is when they begin anew."""
@@ -158,7 +170,14 @@ class World:
         while trio.current_time() < ends_s:
             await trio.sleep(self._random.randrange(300, 3000) / 1000)
             harm = self._random.choices(
-                (self._kill_agent, self._kill_reaper, self._reboot, self._step_wall), (5, 4, 1, 2)
+                (
+                    self._kill_agent,
+                    self._kill_reaper,
+                    self._reboot,
+                    self._step_wall,
+                    self._suspend,
+                ),
+                (5, 4, 1, 2, 1),
             )[0]
             await harm()
         self.faults.heal()
@@ -197,6 +216,12 @@ class World:
 
     async def _step_wall(self) -> None:
         self.clock.step_wall(self._random.choice((-1, 1)) * self._random.randrange(10**14))
+
+    async def _suspend(self) -> None:
+        asleep_ns = self._random.choice((1, 50, 2_000, 60_000)) * NS_PER_MS
+        self.note(f"asleep for {asleep_ns} ns")
+        self.clock.suspend(asleep_ns)
+        self.reaper.suspended(asleep_ns)
 
     async def _drain(self) -> None:
         """P9: everything comes to its end, and then everything is free."""
@@ -252,6 +277,19 @@ class World:
     async def serving(self) -> None:
         """Return when an agent serves."""
         await self._served.wait()
+
+    @staticmethod
+    def policy(number: int) -> Policy:
+        """Other quotas, lent or not."""
+        first, second = number % 4, number // 4 % 4
+        return msgspec.structs.replace(
+            POLICY,
+            tenants=(
+                (TenantId("tenant-0"), _limits(memory_pages=(8, 24, 48, 64)[first])),
+                (TenantId("tenant-1"), _limits(memory_pages=(0, 8, 24, 40)[second])),
+            ),
+            borrowing=Borrowing(enabled=number % 2 == 0, grace_ns=NS_PER_S),
+        )
 
     # -- the people's side ------------------------------------------------------------------------
 

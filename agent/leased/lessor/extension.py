@@ -20,6 +20,7 @@ from leased.lessor.lifecycle import CELLS, Answer, Trigger
 from leased.lessor.renewal import beyond_bounds
 from leased.lessor.table import LeaseTable, end_ns
 from leased.terms.command import Extend
+from leased.terms.effect import MoveDeadline
 from leased.terms.lease import Lease, LeaseState, Priority, RevocationReason
 from leased.terms.policy import Policy
 from leased.terms.reply import Changed, Refusal, RefusalReason
@@ -70,6 +71,8 @@ def extend(draft: Draft, admission: Admission, lease: Lease, command: Extend) ->
             draft.answer(command.command_id, refused)
             return
         draft.move(lease, trigger, Facts(now_ns, reason=lease.reason, until_ns=until_ns))
+    else:  # what gave it that time may be on its way to the reaper yet
+        draft.effects.append(MoveDeadline(lease.lease_id, lease.generation, end_ns(lease)))
     draft.answer(command.command_id, Changed(draft.table.leases[lease.lease_id]))
 
 

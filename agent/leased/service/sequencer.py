@@ -327,10 +327,11 @@ class Sequencer:
             held.append(Held(effect, reply, () if deliver is None else (deliver,)))
             return
         prepares: dict[LeaseId, Prepare] = {}
+        moves: list[Held] = []
         for effect in proposal.effects:
             if isinstance(effect, MoveDeadline):
                 if type(command) not in _MOVES:  # a start, a notice: nobody waits
-                    held.append(Held(effect, _DONE, ()))
+                    moves.append(Held(effect, _DONE, ()))
                     continue
                 [(_, reply)] = proposal.answers
                 held.append(Held(effect, reply, () if deliver is None else (deliver,)))
@@ -355,6 +356,7 @@ class Sequencer:
         # A grant whose caller has gone is prepared all the same: the lease exists and its story
         # must be whole.
         held.extend(Held(prepare, Granted(prepare.lease), ()) for prepare in prepares.values())
+        held.extend(moves)  # some may be of what is only being granted
 
     @staticmethod
     def _route(

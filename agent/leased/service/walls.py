@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -24,12 +24,17 @@ from leased.hardware.leaves import inside
 from leased.lessor.table import end_ns
 from leased.ports import Arming, Clock, Reaper
 from leased.service.api.connection import Connection
-from leased.service.custody import Custodian
+from leased.service.custody import Custodian, Custody
+from leased.service.evidence import NO_COMMAND
 from leased.service.holders import Holders
 from leased.service.notifier import Notifier
+from leased.terms.command import Caller, Command, Describe
 from leased.terms.errors import CallerError, PermissionDenied
-from leased.terms.identity import LeaseId
+from leased.terms.identity import LeaseId, TenantId
 from leased.terms.lease import BOUND_TO_CGROUP, Lease, LeaseState
+from leased.terms.reply import Changed, Reply
+
+_AGENT = Caller(0, 0, 0, TenantId("root"), operator=True)
 
 
 class Leaves(Protocol):
@@ -57,8 +62,10 @@ class Walls:
         notifier: Notifier,
         user_socket: Path,
         find: Callable[[LeaseId], Lease | None],
+        ask: Callable[[Command], Awaitable[Reply]],
         clock: Clock,
     ) -> None:
+        """`find` tells of what is being sealed, too; `ask` of what is."""
         self._leaves = leaves
         self._reaper = reaper
         self._custodian = custodian
@@ -66,6 +73,7 @@ class Walls:
         self._notifier = notifier
         self._user_socket = user_socket
         self._find = find
+        self._ask = ask
         self._clock = clock
 
     async def join(self, lease: Lease, connection: Connection) -> dict[str, str]:
@@ -107,27 +115,34 @@ class Walls:
                 f"the lease is {lease.state.name.lower()}: nobody can join it any more"
             )
         cgroup = await self._leaves.make_leaf(lease)
-        if lease.lease_id not in self._custodian:
-            raise CallerError("the lease has ended meanwhile: nobody can join it any more")
-        if self._custodian.of(lease.lease_id).cgroup != cgroup:
+        if self._custody(lease).cgroup != cgroup:
             await self._arm(lease, cgroup)
-            if lease.lease_id not in self._custodian:  # and disarmed after it was armed
-                raise CallerError("the lease has ended meanwhile: nobody can join it any more")
+            self._custody(lease)  # else disarmed after it was armed
             self._custodian.set_cgroup(lease.lease_id, cgroup)
         return cgroup
 
+    def _custody(self, lease: Lease) -> Custody:
+        """Raises CallerError."""
+        held = self._custodian.find(lease.lease_id)
+        if held is None:
+            raise CallerError("the lease has ended meanwhile: nobody can join it any more")
+        return held
+
     async def _arm(self, lease: Lease, cgroup: str) -> None:
-        """Until the reaper knows no later renewal than the table: the holder goes on meanwhile."""
-        asked: Lease | None = None
+        """Until the reaper knows no later renewal than the log: the holder goes on meanwhile. What
+        is only being sealed may never have happened, and is not the reaper's to know."""
+        asked = -1
         while True:
-            now = self._find(lease.lease_id) or lease
+            reply = await self._ask(Describe(NO_COMMAND, _AGENT, lease.lease_id))
+            now = reply.lease if isinstance(reply, Changed) else lease
+            self._custody(lease)  # else it would be armed anew, and for ever
             armed = msgspec.structs.replace(now, deadline_ns=end_ns(now))
             [failed] = await self._reaper.arm_many([Arming(armed, cgroup)])
             if failed is None:
                 return
-            if failed.errno != errno.ESTALE or now is asked:
+            if failed.errno != errno.ESTALE or now.generation == asked:
                 raise failed
-            asked = now
+            asked = now.generation
 
     def watch(self, lease: Lease, cgroup: str = "") -> None:
         """Somebody is inside: a lease that is bound to its leaf ends when nobody is any more."""

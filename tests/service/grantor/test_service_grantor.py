@@ -9,17 +9,20 @@ import errno
 import os
 import subprocess
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from leased.lessor.table import end_ns
 from leased.service.grantor import QUICK_BYTES_MAX, Pace, pace_of
-from leased.terms.command import Drain, Release, Renew
+from leased.terms.command import Caller, Drain, Extend, Release, Renew
 from leased.terms.errors import DeviceError, Shortage
 from leased.terms.event import AccessCut, Reclaimed, Revoked
-from leased.terms.lease import Ending, LeaseState, RevocationReason
+from leased.terms.identity import TenantId
+from leased.terms.lease import Ending, LeaseState, Level, RevocationReason
 from leased.terms.moment import NS_PER_S
+from leased.terms.policy import Borrowing, CapacityLimit, Policy, TenantLimits
 from leased.terms.reply import Changed, Granted, Refusal, RefusalReason
 from leased.terms.resource import Allotment, ResourceKind
 from tests.doubles.desk import ACME, BETA, OPERATOR
@@ -281,6 +284,41 @@ async def test_who_hangs_up_while_the_grant_is_prepared_is_not_cut_as_its_holder
             assert agent.holders.pidfd_for(process.pid) is None, "nobody is watched for nothing"
 
 
+async def test_who_is_told_to_leave_by_the_order_that_grants_it_has_the_grace(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What it was granted is lent by somebody who waits for it: one look through the queue."""
+    half = CapacityLimit(ResourceKind.MEM, PAGES // 2 * 4096)
+    policy = Policy(
+        tenant_default=TenantLimits(level_max=Level.CRITICAL),
+        tenants=tuple(
+            (one.tenant, TenantLimits(level_max=Level.CRITICAL, capacities=(half,)))
+            for one in (ACME, BETA)
+        ),
+        borrowing=Borrowing(enabled=True, grace_ns=5 * NS_PER_S),
+    )
+    async with Host(policy=policy).standing() as host, host.agent() as agent:
+        third = Caller(3000, 3000, 1, TenantId("third"))
+        before = await agent.lease(PAGES, caller=third)
+        asked = [
+            msgspec.structs.replace(host.acquire(pages, caller=caller, wait_s=60), level=level)
+            for pages, caller, level in (
+                (PAGES // 4 * 3, ACME, Level.HIGH),
+                (PAGES // 2, BETA, Level.NORMAL),
+            )
+        ]
+        borrower, owner = [agent.submit(one) for one in asked]
+        await agent.ask(Release(host.command_id(), third, before.lease_id))
+        reply = await borrower.reply()
+        assert isinstance(reply, Granted)
+        told = agent.at(reply.lease.lease_id)
+        assert told.state is LeaseState.DRAINING and told.generation == 1
+        assert isinstance(await owner.reply(), Granted)
+        ended = await agent.until(told.lease_id, LeaseState.RECLAIMED)
+        assert ended.reason is RevocationReason.QUOTA_RECLAIM
+        assert ended.cut_ns == end_ns(told)
+
+
 async def test_a_grant_released_by_nobody_while_prepared_lives_for_its_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -378,6 +416,30 @@ async def test_a_late_renewal_loses_and_is_told(autojump_clock: trio.testing.Moc
     [cut] = [event for _, event, _ in host.chain() if isinstance(event, AccessCut)]
     assert cut.by_reaper and len(cut.evidence) == 32 and any(cut.evidence)
     assert any(isinstance(event, Reclaimed) for _, event, _ in host.chain())
+
+
+async def test_time_that_is_there_already_is_promised_when_the_reaper_has_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What asks for less than was given a moment ago waits with that, and is late with it."""
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(ttl_s=60)
+        await agent.ask(Drain(host.command_id(), OPERATOR, "", 2 * NS_PER_S))
+        await trio.sleep(1)
+        gate = host.reaper.gates["renew"]
+        gate.shut()
+        boxes = [
+            agent.submit(Extend(host.command_id(), ACME, lease.lease_id, seconds * NS_PER_S))
+            for seconds in (30, 5)
+        ]
+        await gate.reached.wait()
+        await trio.sleep(5)
+        assert host.reaper.slots[lease.lease_id].cut is not None, "the reaper waits for nobody"
+        assert not any(box.replies for box in boxes), "told until when before the reaper was"
+        gate.open()
+        for box in boxes:
+            reply = await box.reply()
+            assert isinstance(reply, Refusal) and reply.reason is RefusalReason.DEADLINE_PASSED
 
 
 async def test_a_holder_that_does_not_die_does_not_hold_up_the_renewals_of_others(

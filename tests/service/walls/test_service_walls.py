@@ -11,17 +11,22 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from leased.hardware.clock import BootClock
 from leased.ports import Arming
 from leased.service.custody import Custodian
 from leased.service.walls import Walls
+from leased.terms.command import Command, Renew
 from leased.terms.errors import CallerError, DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_S
+from leased.terms.reply import Changed, Missing, Reply
+from tests.doubles.desk import ACME
 from tests.doubles.leases import lease as any_lease
 from tests.doubles.reaper import FakeReaper
+from tests.doubles.serving import Host
 
 
 class Leaves:
@@ -53,6 +58,9 @@ async def test_a_lease_forgotten_while_its_leaf_is_armed_stays_forgotten() -> No
     def find(lease_id: LeaseId) -> Lease | None:
         return None
 
+    async def ask(command: Command) -> Reply:
+        return Missing(lease.lease_id)
+
     walls = Walls(
         leaves=Leaves(),
         reaper=Reaper(custodian),  # type: ignore[arg-type]
@@ -61,6 +69,7 @@ async def test_a_lease_forgotten_while_its_leaf_is_armed_stays_forgotten() -> No
         notifier=None,  # type: ignore[arg-type]
         user_socket=Path("/socket"),
         find=find,
+        ask=ask,
         clock=BootClock(),
     )
     with pytest.raises(CallerError):
@@ -92,6 +101,10 @@ def _moved(lease: Lease, deadline_ns: int) -> Lease:
 async def _opened(reaper: Renewing, lease: Lease) -> str:
     custodian = Custodian()
     custodian.keep(lease.lease_id, (), "", None)
+
+    async def ask(command: Command) -> Reply:
+        return Changed(reaper.lease)
+
     walls = Walls(
         leaves=Leaves(),
         reaper=reaper,
@@ -100,6 +113,7 @@ async def _opened(reaper: Renewing, lease: Lease) -> str:
         notifier=None,  # type: ignore[arg-type]
         user_socket=Path("/socket"),
         find=lambda _: reaper.lease,
+        ask=ask,
         clock=BootClock(),
     )
     async with trio.open_nursery() as nursery:
@@ -126,3 +140,34 @@ async def test_who_joins_a_lease_that_was_told_to_leave_gets_in_until_then() -> 
     assert await reaper.arm_many([Arming(held)]) == [None]
     assert await _opened(reaper, told) == "/leaf"
     assert reaper.slots[lease.lease_id].deadline_ns == ends_ns
+
+
+async def test_the_reaper_is_told_of_no_end_that_is_only_being_sealed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A renewal that the log never gets has never been: access would end by it all the same."""
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(ttl_s=60)
+        walls = Walls(
+            leaves=host.devices,
+            reaper=host.reaper,
+            custodian=agent.custodian,
+            holders=agent.holders,
+            notifier=None,  # type: ignore[arg-type]
+            user_socket=Path("/socket"),
+            find=agent.lessor.table.find,
+            ask=agent.sequencer.ask_own,
+            clock=host.clock,
+        )
+        disk, slot = agent.journal.gate, host.reaper.slots[lease.lease_id]
+        disk.shut()
+        sooner = agent.submit(Renew(host.command_id(), ACME, lease.lease_id, 20 * NS_PER_S))
+        await disk.reached.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(walls.open_leaf, lease)
+            await trio.sleep(1)
+            told = (slot.generation, slot.deadline_ns)
+            assert not sooner.replies
+            disk.open()
+        assert told == (0, lease.deadline_ns)
+        assert (slot.generation, slot.cgroup) == (1, host.devices.leaves[lease.lease_id])

@@ -50,6 +50,7 @@ def make_dispatcher(agent: Agent) -> Dispatcher:
         notifier=agent.notifier,
         user_socket=agent.config.paths.user_socket,
         find=table.find,
+        ask=agent.sequencer.ask_own,
         clock=agent.clock,
     )
     return Dispatcher(
