@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from leased.hardware.verbs import (
 from tests.contract.gpu.conftest import Gpus
 from tests.doubles.host import not_proven
 from tests.hostile.cuda_process import TrickFailed
+from tests.mocks.nvml import nodes
 from tests.mocks.nvml.control import Machine
 
 EXCLUSIVE, PROHIBITED = 3, 2
@@ -157,6 +159,27 @@ def test_memory_that_was_let_go_is_zero_unless_the_driver_does_not_clear(mock: G
         wait_until_free(machine(mock), gpu)
     assert machine(mock).dirty(0) == 0
     assert machine(mock).dirty(1) > 60 << 30
+
+
+def test_a_machine_that_goes_late_leaves_the_next_ones_nodes_alone(
+    mock: Gpus, tmp_path: Path
+) -> None:
+    """Its root has gone before it gives its consoles back: they may be another's by then."""
+    roots = [tmp_path / "first", tmp_path / "second"]
+    for root in roots:
+        root.mkdir()
+        (root / "state").touch()
+    held = nodes.reserve(roots[0], 1)
+    shutil.rmtree(roots[0])
+    taken = nodes.reserve(roots[1], 1)
+    while taken[-1:] != held:  # another test's machine has ended just now
+        held = nodes.reserve(roots[0], 1)
+        taken += nodes.reserve(roots[1], 1)
+    nodes.wake(held)
+    nodes.release(roots[0], held)
+    nodes.make(tmp_path / "vcs", nodes.VCS, held[0])
+    os.close(os.open(tmp_path / "vcs", os.O_RDONLY | os.O_CLOEXEC))
+    nodes.release(roots[1], taken)
 
 
 def test_residue_is_where_it_was_put(mock: Gpus) -> None:

@@ -63,12 +63,14 @@ def reserve(root: Path, count: int) -> list[int]:
 
 
 def release(root: Path, consoles: list[int]) -> None:
-    """Give them back, and their memory to the kernel if nobody has them open."""
+    """Give them back, and their memory to the kernel if nobody has them open. What is another
+    machine's by now (this one's root had gone before) is left alone."""
     with _registry() as registry:
         for console in consoles:
             entry = registry / str(console)
-            if entry.exists() and entry.read_text() == str(root):
-                entry.unlink()
+            if not entry.exists() or entry.read_text() != str(root):
+                continue
+            entry.unlink()
             with _terminal(0) as zero:
                 try:
                     fcntl.ioctl(zero, _VT_DISALLOCATE, console)
