@@ -184,7 +184,9 @@ def held(program: str, *words: object) -> Iterator[tuple[subprocess.Popen[str], 
 
 
 @pytest.mark.parametrize("bind", ["process", "cgroup"])
-@pytest.mark.parametrize("how", [(), ("opens", 2, "closes")], ids=["waits", "ends"])
+@pytest.mark.parametrize(
+    "how", [(), ("opens", 2, "closes"), ("opens", 1, "reads")], ids=["waits", "ends", "reads"]
+)
 def test_who_serves_what_he_waits_for_ends_with_his_lease(
     shared_agent: HostAgent, bind: str, how: tuple[object, ...]
 ) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from leased.hardware import leaves
 from leased.hardware.calls import CgroupFacts, MakeLeaf
-from leased.hardware.sysfs import write_text
+from leased.hardware.sysfs import format_list, parse_list, read_list, write_text
 from leased.hardware.verbs import DeviceRule, attach_filter, load_filter
 from leased.terms.errors import DeviceError
 
@@ -157,7 +157,7 @@ def make_leaf(call: MakeLeaf) -> None:
         if os.path.exists(os.path.join(path, "pids.max")):
             write(os.path.join(path, "pids.max"), str(call.pids_max))
         if call.cpus:
-            write(os.path.join(path, "cpuset.cpus"), call.cpus)
+            _confine(path, "cpuset.cpus", call.cpus)
             quota_us = call.cpu_milli * _CPU_PERIOD_US // 1000
             write(os.path.join(path, "cpu.max"), f"{quota_us} {_CPU_PERIOD_US}")
         if call.memory_bytes:
@@ -170,11 +170,27 @@ def make_leaf(call: MakeLeaf) -> None:
 def _limit_memory(path: str, memory_bytes: int, nodes: str) -> None:
     """So many bytes, on these nodes, and none of them in swap: what is given back must be in no
     other place."""
-    write(os.path.join(path, "cpuset.mems"), nodes)
+    _confine(path, "cpuset.mems", nodes)
     for name in ("memory.swap.max", "memory.zswap.max"):
         if os.path.exists(os.path.join(path, name)):
             write(os.path.join(path, name), "0")
     write(os.path.join(path, "memory.max"), str(memory_bytes))
+
+
+def _confine(path: str, name: str, numbers: str) -> None:
+    """These and no others. Where a cgroup above does not have them (AllowedCPUs= of a slice), the
+    kernel takes the request and gives all that there are above in their place."""
+    write(os.path.join(path, name), numbers)
+    given = read_list(Path(path, f"{name}.effective"))
+    if given and given != parse_list(numbers):
+        detail = f"{name}: {numbers} wanted, {format_list(given)} given: something above has less"
+        raise DeviceError("cgroup_confine", errno.ENODEV, detail)
+
+
+def allowed(facts: CgroupFacts, name: str, root: Path) -> tuple[int, ...]:
+    """What the leases' cgroup has of cores (`cpuset.cpus`) or nodes (`cpuset.mems`); empty where
+    nobody says so."""
+    return read_list(root / facts.path.lstrip("/") / f"{name}.effective") if facts.path else ()
 
 
 def let_open(path: str, rules: Sequence[DeviceRule]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from leased.hardware.calls import CgroupFacts
-from leased.hardware.cgroup import why_missing
+from leased.hardware.cgroup import allowed, why_missing
 from leased.hardware.config import HardwareConfig
 from leased.hardware.sysfs import list_names, parse_list, read_int, read_list
 from leased.terms.errors import ConfigError
@@ -31,7 +31,12 @@ def survey_cpu(
     """The cores that can be leased, or why none can."""
     why = why_missing(facts, NEEDED, "cpu leases")
     offered, offline = ((), ()) if why else offered_cores(config.cpu_cores, root)
-    if offline:
+    ours = allowed(facts, "cpuset.cpus", root) or offered
+    kept = tuple(core for core in offered if core not in ours)
+    offered = tuple(core for core in offered if core in ours)
+    if kept:
+        why = f"not had by the leases' cgroup (AllowedCPUs= of leased.slice?): {[*kept]}"
+    elif offline:
         why = f"[hardware] cpu_cores = {config.cpu_cores!r}: no such core online: {[*offline]}"
     elif not why and not offered:
         why = "no core is offered: set [hardware] cpu_cores to a list such as 2-7"

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from leased.hardware.calls import CgroupFacts, Counted, Pool, Surveyed
-from leased.hardware.cgroup import find_mounts, read_names, why_missing
+from leased.hardware.cgroup import allowed, find_mounts, read_names, why_missing
 from leased.hardware.config import HardwareConfig
 from leased.hardware.nodes import Node, Origin, read_nodes
 from leased.hardware.sysfs import read_int, read_text
@@ -33,6 +33,7 @@ NORMAL_LIMIT = (
     " return cannot be counted; hugepage pools count every page"
 )
 BUDGET_NEEDS = ("memory", "cpuset")
+NOT_OURS = "no budgets: the leases' cgroup does not have it (AllowedMemoryNodes= of leased.slice?)"
 BUDGET_LIMIT = (
     "pages of a budget go back to the kernel, which clears each before another process gets it (at"
     " once where it was booted with init_on_free=1); a budget does not count what its processes"
@@ -48,14 +49,17 @@ def survey_memory(config: HardwareConfig, facts: CgroupFacts, root: Path = Path(
     resources: list[Resource] = []
     notes: list[str] = []
     why = why_missing(facts, BUDGET_NEEDS, "budgets (shape=budget)")
+    ours = allowed(facts, "cpuset.mems", root)
     for node in nodes:
         if node.origin is Origin.GPU and node.number not in told:
             notes.append(f"node {node.number}: the memory of a GPU, leased with the GPU")
             continue
         offered = _resources(node, classify(node, nodes, told), config)
         resources.extend(offered)
-        if not why:
+        if not why and node.number in (ours or (node.number,)):
             resources.extend(_budget(one) for one in offered if one.granule == PAGE_BYTES)
+        elif not why:
+            notes.append(f"node {node.number}: {NOT_OURS}")
     absences = (Absence(ResourceKind.MEM, why),) if why else ()
     return Surveyed(tuple(resources), absences, tuple(notes))
 

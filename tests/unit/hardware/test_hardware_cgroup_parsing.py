@@ -18,6 +18,7 @@ from leased.hardware.survey import survey
 from leased.hardware.sysfs import format_list, parse_list
 from leased.terms.errors import ConfigError, DeviceError
 from leased.terms.resource import ResourceKind
+from tests.doubles.sysfs_trees import write
 
 HYBRID = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -134,6 +135,11 @@ def test_cores_are_leased_only_where_both_controllers_are_ours(tmp_path: Path) -
     assert [r.resource_id for r in resources] == [f"cpu:{n}" for n in (1, 2, 3, 5, 6, 7)]
     assert absences == () and resources[0].node == 0
     assert ("siblings", "1,5") in resources[0].attributes
+
+    write(tmp_path, {"sys/fs/cgroup/leased/cpuset.cpus.effective": "0,2-3"})
+    resources, [absence] = survey_cpu(HardwareConfig(), whole, tmp_path)
+    assert [r.resource_id for r in resources] == ["cpu:2", "cpu:3"]
+    assert "AllowedCPUs=" in absence.why and "[1, 5, 6, 7]" in absence.why
 
     hybrid = CgroupFacts("/sys/fs/cgroup/unified/leased", ("hugetlb",), ("cpu", "cpuset"))
     resources, [absence] = survey_cpu(HardwareConfig(), hybrid, tmp_path)

@@ -235,6 +235,12 @@ def test_budgets_are_another_way_to_the_normal_pages(tmp_path: Path) -> None:
         normal = by_id[capacity_id(name)]
         assert (by_id[name].capacity, by_id[name].tier) == (normal.capacity, normal.tier)
     assert surveyed.absences == ()
+    write(tmp_path, {f"{V2.path[1:]}/cpuset.mems.effective": "1"})
+    surveyed = survey_memory(HardwareConfig(), V2, tmp_path)
+    assert [one.resource_id for one in surveyed.resources if "budget" in one.resource_id] == [
+        "mem:budget:node1:4096"
+    ]
+    assert any("AllowedMemoryNodes=" in note for note in surveyed.notes)
 
 
 @pytest.mark.parametrize(

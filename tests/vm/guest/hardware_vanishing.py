@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import pwd
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ MARKER = hashlib.shake_256(b"what is on a namespace that goes").digest(drives.BL
 WRITE = f"os.pwrite(fds[0], {MARKER!r}, 1 << 20); os.fsync(fds[0])"
 CORE = Path("/sys/devices/system/cpu/cpu1/online")
 POOL = host.NODES / "node2/hugepages/hugepages-2048kB/nr_hugepages"
+BUDGET = "mem:budget:node1:4096"
 PAGES = f"mem:node2:{2 * MIB}"
 SOON_S = 40
 """Before the look of each minute, and under emulation."""
@@ -165,6 +167,21 @@ def test_a_drive_that_is_pulled_between_grant_and_join(
     eventually("it is offered", lambda: f"block:{B1}" in drives.offered(), SOON_S)
 
 
+@pytest.mark.parametrize("action", ["add", "change"])
+def test_who_has_a_namespace_finds_it_after_any_event_of_udev(action: str) -> None:
+    """An upgrade of udev's asks for all of them anew."""
+    tenant = Tenant(*ask(B1), act=WRITE).ready()
+    [path] = tenant.paths
+    host.run("udevadm", "trigger", f"--action={action}", "--subsystem-match=block")
+    host.run("udevadm", "settle")
+    node = os.stat(path)
+    assert (pwd.getpwuid(node.st_uid).pw_name, node.st_mode & 0o777) == ("alice", 0o600)
+    assert drives.read_past_caches(path, 1 << 20, drives.BLOCK_BYTES) == MARKER
+    tenant.revoke()
+    assert tenant.ended()["state"] == "reclaimed"
+    assert not os.path.lexists(path)
+
+
 def test_another_that_has_the_name_of_one_that_is_fenced_is_left_alone() -> None:
     [first, *_] = drives.controllers("a")
     path, there = f"/dev/{first.name}", drives.sysfs
@@ -218,6 +235,58 @@ def test_a_core_that_goes_offline_ends_its_lease(connection: Connection) -> None
     host.offered("cpu:1")
     said = host.leasectl("run", "--cpu", "1", "--", "cat", "/proc/self/status")
     assert "Cpus_allowed_list:\t1\n" in said
+
+
+@pytest.mark.parametrize("found_by", ["look", "grant"])
+def test_a_core_that_is_taken_from_the_slice_is_nobodys(
+    found_by: str, connection: Connection
+) -> None:
+    """The kernel takes `cpuset.cpus` all the same, and gives what is left: somebody else's core."""
+    host.offered("cpu:1")
+    asked = {"kind": "cpu", "capacity": 1000}
+    lease_id = lease(connection, asked) if found_by == "look" else ""
+    with slice_with("AllowedCPUs=0"):
+        if found_by == "look":
+            look()
+            ended_by_its_device(lease_id)
+        else:
+            with pytest.raises(Failed) as refused:
+                lease(connection, asked)
+            assert refused.value.parameters["what"] == "cgroup_confine"
+            look()
+        eventually("it is not offered", lambda: "cpu:1" not in listed())
+        assert "AllowedCPUs=" in str(call("Device.List"))
+    look()
+    host.offered("cpu:1")
+
+
+def test_a_node_that_is_taken_from_the_slice_has_no_budgets(connection: Connection) -> None:
+    with slice_with("AllowedMemoryNodes=0 2"):
+        with pytest.raises(Failed) as refused:
+            lease(connection, {**memory(MIB, node=1), "shape": "budget"})
+        assert refused.value.parameters["what"] == "cgroup_confine"
+        look()
+        eventually("it is not offered", lambda: BUDGET not in listed())
+    look()
+    host.offered(BUDGET)
+
+
+def listed() -> set[str]:
+    return {str(one["resource_id"]) for one in call("Device.List")["resources"]}
+
+
+@contextlib.contextmanager
+def slice_with(setting: str) -> Iterator[None]:
+    """While this lasts an operator gives all leases no more than this. (Who sets it to nothing has
+    systemd 252 leave the cgroup as it is.)"""
+    name, _, _ = setting.partition("=")
+    kind = "cpu" if name == "AllowedCPUs" else "node"
+    every = Path(f"/sys/devices/system/{kind}/online").read_text().strip()
+    host.run("systemctl", "set-property", "--runtime", "leased.slice", setting)
+    try:
+        yield
+    finally:
+        host.run("systemctl", "set-property", "--runtime", "leased.slice", f"{name}={every}")
 
 
 @contextlib.contextmanager
