@@ -41,6 +41,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     service_checks.compiled_parts,
     privilege_checks.libraries,
     service_checks.units,
+    service_checks.configuration,
     service_checks.timing,
     fleet_checks.certificates,
 )

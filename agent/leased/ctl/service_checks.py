@@ -6,29 +6,35 @@ Rule: everything is read below `root`; a socket counts as reachable when somebod
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
+import re
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
-from leased.client import Session
+from leased.chain.segment import SEGMENT_BYTES
+from leased.client import CallTimeout, Session
 from leased.ctl import privilege_checks
 from leased.ctl.asks import parse_duration
 from leased.ctl.console import length
 from leased.ctl.findings import Finding, Grade, read_text
+from leased.ctl.refusals import quantity
 from leased.durable.filesystem import NETWORK
-from leased.terms.errors import ConfigError, InvalidParameter, LeasedError
+from leased.terms.errors import EX_CONFIG, ConfigError, InvalidParameter, LeasedError
 from leased.terms.reading import read_toml
 
 STATE_DIRECTORY: Final = "var/lib/leased"
 CONFIG_FILE: Final = "etc/leased/leased.toml"
 VOLATILE: Final = frozenset(("tmpfs", "ramfs"))
 ANSWER_S: Final = 2.0
+CHECK_S: Final = 30.0
 UNITS: Final = ("leased.service", "leased-reaper.service")
 HARDENING: Final = {
     "NoNewPrivileges": "yes",
@@ -59,6 +65,11 @@ def state_directory(root: Path) -> Iterator[Finding]:
         )
     else:
         yield Finding(Grade.OK, "state", f"{name} on {kind}")
+    room = os.statvfs(path)
+    free = room.f_bavail * room.f_frsize
+    if free < SEGMENT_BYTES:
+        need = f"no room for a segment of the log ({quantity('mem', SEGMENT_BYTES)}): grants stop"
+        yield Finding(Grade.FAIL, "room", f"{quantity('mem', free)} free in {name}", need)
 
 
 def _filesystem(root: Path, path: Path) -> str:
@@ -115,7 +126,10 @@ def _agent(topic: str, path: Path, *, required: bool) -> Finding:
             return Finding(Grade.NOTE, topic, "may be asked by others only")
         grade = Grade.FAIL if required else Grade.NOTE
         why, _, _ = str(error).partition("; ")  # what follows sends to the doctor
-        return Finding(grade, topic, why, "systemctl start leased.service" if required else "")
+        advice = "systemctl start leased.service; journalctl -u leased.service says why it ended"
+        if isinstance(error, CallTimeout):  # it is there, and a start would do nothing
+            advice = "it is stopped, or hangs: systemctl restart leased.service; leases go on"
+        return Finding(grade, topic, why, advice if required else "")
 
 
 def registry(root: Path) -> Iterator[Finding]:
@@ -205,6 +219,27 @@ def judge_unit(unit: str, shown: dict[str, str], root: Path) -> Iterator[Finding
                 f"{', '.join(missing)} not allowed",
                 "the agent cannot see the GPUs: add DeviceAllow= lines",
             )
+
+
+def configuration(root: Path) -> Iterator[Finding]:
+    """Whether the agent would start with it: asked of its program, for it alone knows every key."""
+    file = root / CONFIG_FILE
+    if not file.exists():
+        return
+    words = [sys.executable, "-P", "-m", "leased.service.daemon", "--check", "--config", str(file)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=CHECK_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield Finding(Grade.NOTE, "configuration", f"could not be checked: {error}")
+        return
+    if done.returncode == 0:
+        yield Finding(Grade.OK, "configuration", f"/{CONFIG_FILE} can be meant")
+    elif done.returncode == EX_CONFIG:
+        why = re.sub(r"^<\d>", "", done.stderr.strip()).removeprefix("leased: ")
+        unreadable = os.strerror(errno.EACCES) in why and os.geteuid() != 0
+        advice = "the agent does not start with it, nor reload it"
+        grade = Grade.NOTE if unreadable else Grade.FAIL
+        yield Finding(grade, "configuration", why, "" if unreadable else advice)
 
 
 def timing(root: Path) -> Iterator[Finding]:

@@ -39,8 +39,21 @@ FAMILIAR: Final = {
 class Parser(argparse.ArgumentParser):
     """argparse, ending with EX_USAGE (64) as the other sysexits do."""
 
+    ahead = ""
+    """An option that stands before the verb, and is none of this parser's."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse; the first word is kept, for whoever finds it wrong."""
+        first = next(iter(sys.argv[1:] if args is None else args), "")
+        self.ahead = ""
+        if first.startswith("--") and first not in self._option_string_actions:
+            self.ahead = "" if self._get_option_tuples(first) else first
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> Any:
         """Print what is wrong and how it is meant."""
+        if self.ahead and self._subparsers is not None:
+            message = f"{self.ahead}: a verb's options stand behind it; see {self.prog} --help"
         self.print_usage(sys.stderr)
         self.exit(64, f"{self.prog}: {plain(message)}\n")
 

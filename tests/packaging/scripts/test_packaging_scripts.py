@@ -126,6 +126,36 @@ def test_a_prefix_that_no_unit_can_name_is_refused(prefix: Path) -> None:
     assert not (prefix / "bin" / "python.mask").exists()
 
 
+ELSEWHERE = """
+set -e
+for place in /usr/local /etc /var/lib /run /srv; do mount -t tmpfs none "$place"; done
+mkdir -p /srv/leased/share/leased /usr/local/bin /var/lib/leased /var/lib/leased-collector
+printf '%s\n' /usr/local/bin/leasectl >/srv/leased/share/leased/installed
+ln -s /srv/leased/bin/leasectl /usr/local/bin/leasectl
+status=0; "$0" --uninstall || status=$?
+echo "status $status"; ls /usr/local/bin /srv/leased
+"$0" --uninstall --prefix /srv/leased
+test ! -e /srv/leased; test ! -L /usr/local/bin/leasectl
+"$0" --uninstall --purge; ls -d /var/lib/leased* /etc/leased* || echo nothing
+"""
+
+
+@pytest.mark.root
+def test_the_program_is_taken_off_where_it_is_and_what_is_kept_is_named(tmp_path: Path) -> None:
+    # Not this host's own: a namespace with nothing in these places.
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", ELSEWHERE, TOP / "packaging/install"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "in /srv/leased: --uninstall --prefix /srv/leased" in done.stderr
+    assert "status 66\n/srv/leased:\nshare" in done.stdout, "taken off from where it is not"
+    assert "/var/lib/leased (the chain)\nKept: /var/lib/leased-collector" in done.stdout
+    assert done.stdout.endswith("nothing\n"), "something of ours is left"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_a_page_renders_without_a_warning(page: Path) -> None:
     if shutil.which("man") is None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -216,6 +220,45 @@ def test_the_exit_status_says_whether_something_required_is_missing(tmp_path: Pa
     failed = {one["check"] for one in document["findings"] if one["grade"] == "fail"}
     assert {"kernel", "cgroup v2", "agent", "reaper"} <= failed
     assert "leasectl doctor" not in out.getvalue(), "who reads this has asked it"
+
+
+def test_a_configuration_that_the_agent_would_refuse_is_found(tmp_path: Path) -> None:
+    assert not list(service_checks.configuration(tmp_path))
+    shipped = SHIPPED.read_text("utf-8")
+    root = host(tmp_path, **{"etc__leased__leased.toml": shipped})
+    file = root / "etc/leased/leased.toml"
+    [finding] = service_checks.configuration(root)
+    assert finding.grade is Grade.OK
+    file.write_text('[hardware]\ncpu_corse = "1"\n', "utf-8")
+    [finding] = service_checks.configuration(root)
+    assert finding.grade is Grade.FAIL
+    assert finding.text.startswith(f"{file}: hardware.cpu_corse: unknown key")
+
+
+@pytest.mark.root
+def test_a_disk_that_is_full_is_found(tmp_path: Path) -> None:
+    state = tmp_path / "var/lib/leased"
+    state.mkdir(parents=True)
+    words = [sys.executable, "-m", "leased.ctl.main", "doctor", "--json", "--root", str(tmp_path)]
+    script = 'mount -t tmpfs -o size=1m none "$0" && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, state, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TOP / "agent")},
+    )
+    found = {one["check"]: one for one in json.loads(done.stdout)["findings"]}
+    assert found["room"]["grade"] == "fail" and "16MiB" in found["room"]["advice"]
+    assert "room" not in graded(list(service_checks.state_directory(tmp_path)))
+
+
+def test_an_agent_that_hangs_is_to_be_restarted_and_not_started(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "s"))
+        deaf.listen()
+        [found, *_] = service_checks.sockets(Path("/"), str(tmp_path / "s"), "/none")
+    assert found.text == "the agent did not answer in 2 s"
+    assert "systemctl restart leased.service" in found.advice
 
 
 def test_the_agent_is_looked_for_where_leasectl_would_ask_it(tmp_path: Path) -> None:

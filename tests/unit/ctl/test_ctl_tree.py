@@ -120,6 +120,17 @@ def test_help_is_what_people_type_first(
     assert not ended.value.code and shown in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", ["--json ls", "--log /x verify", "--log=/x verify"])
+def test_an_option_before_its_verb_is_answered_by_where_it_belongs(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args(words.split())
+    assert ended.value.code == 64
+    option = words.split()[0]
+    assert f"leasectl: {option}: a verb's options stand behind it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("meant", FAMILIAR.values())
 def test_what_other_programs_call_a_verb_leads_to_verbs_that_there_are(meant: str) -> None:
     for verb in re.split(", | or ", meant):
