@@ -176,17 +176,7 @@ class Agent:
             sampler=Unsampled(),
             submit=submit,
         )
-        self._walls = Walls(
-            leaves=Leaves(),  # type: ignore[arg-type]
-            reaper=site.reaper,
-            custodian=custodian,
-            holders=NoHolders(),  # type: ignore[arg-type]
-            notifier=Notifier(Path("/nowhere")),
-            user_socket=Path("/nowhere"),
-            find=self.lessor.table.find,
-            ask=self.sequencer.ask_own,
-            clock=site.clock,
-        )
+        self._walls = self._make_walls()
         self._ticker = Ticker(
             lessor=self.lessor, clock=site.clock, submit=submit, late_ns=LATE_NS
         )
@@ -196,6 +186,19 @@ class Agent:
             policy=lambda: self.lessor.policy,
             floor=lambda: SetPolicy(NO_COMMAND, OPERATOR, site.policy, b"p" * 32, b"r" * 32),
             prices=tuple,
+        )
+
+    def _make_walls(self) -> Walls:
+        return Walls(
+            leaves=Leaves(),  # type: ignore[arg-type]
+            reaper=self._site.reaper,
+            custodian=self._custodian,
+            holders=NoHolders(),  # type: ignore[arg-type]
+            notifier=Notifier(Path("/nowhere")),
+            user_socket=Path("/nowhere"),
+            find=self.lessor.table.find,
+            ask=self.sequencer.ask_own,
+            clock=self._site.clock,
         )
 
     async def boot(self) -> None:
