@@ -182,7 +182,7 @@ class Agent:
             sampler=Unsampled(),
             submit=submit,
         )
-        self._walls = self._make_walls(custodian)
+        self._walls = self._make_walls()
         self._ticker = Ticker(
             lessor=self.lessor, clock=site.clock, submit=submit, late_ns=LATE_NS
         )
@@ -194,11 +194,11 @@ class Agent:
             prices=tuple,
         )
 
-    def _make_walls(self, custodian: Custodian) -> Walls:
+    def _make_walls(self) -> Walls:
         return Walls(
             leaves=Leaves(),  # type: ignore[arg-type]
             reaper=self._site.reaper,
-            custodian=custodian,
+            custodian=self._custodian,
             holders=NoHolders(),  # type: ignore[arg-type]
             notifier=Notifier(Path("/nowhere")),
             user_socket=Path("/nowhere"),

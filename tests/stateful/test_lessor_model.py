@@ -114,12 +114,19 @@ class LessorMachine(RuleBasedStateMachine):
                 self.model.waiting.remove(request)
                 continue
             verdict = self.model.verdict(request, ahead)
+            if verdict == "grant" and answer is None and self.is_looked_at_soon():
+                continue
             if verdict == "grant":
                 self.model.waiting.remove(request)
                 self.note_grant(request, answer)
             else:
                 assert answer is None, (verdict, answer)
                 ahead += self.model.bars(request, verdict)
+
+    def is_looked_at_soon(self) -> bool:
+        """Who got more may keep no room any more, by its limits: that is seen within a second."""
+        look_ns = self.desk.lessor.queue.look_ns
+        return look_ns is not None and look_ns > self.desk.now_ns
 
     def ahead(self) -> list[tuple[str, Any]]:
         """What everybody who waits keeps from a newcomer."""
@@ -166,8 +173,10 @@ class LessorMachine(RuleBasedStateMachine):
             "ttl_ns": ttl * NS_PER_S,
             "until_ns": self.desk.now_ns + wait * NS_PER_S,
         }
-        verdict = self.model.verdict(request, self.ahead())
+        verdict, old = self.model.verdict(request, self.ahead()), self.is_looked_at_soon()
         reply = self.desk.say(acquire)
+        if old and verdict == "grant" and not isinstance(reply, Granted):
+            verdict = "room"
         if verdict == "grant":
             self.note_grant(request, reply)
             if active:

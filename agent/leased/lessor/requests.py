@@ -170,7 +170,7 @@ class Requests:
         queue, table = self._queue, self._table
         self._judges = JUDGES_MAX
         self._rerank(draft.now_ns)
-        whole, passed_over, lends = Bars(), False, LENDS_MAX
+        whole, passed_over, lends, removals = Bars(), False, LENDS_MAX, queue.removals
         for waiting in queue.in_turn():
             acquire = waiting.acquire
             if acquire.command_id == command_id:
@@ -191,7 +191,7 @@ class Requests:
             queue.unsure.clear()
         queue.bars = whole
         queue.look_ns = None
-        if whole.holder_kinds:
+        if queue and (whole.holder_kinds or queue.removals != removals):
             self._look_again(draft.now_ns)
         if queue and make_room(draft, queue, self._admission):
             self._look_again(draft.now_ns)
@@ -230,8 +230,8 @@ class Requests:
         if self._queue:
             self._move(draft.now_ns)
             self._queue.stale = True
-            if self._queue.claims:  # it may have got what somebody behind it was to have
-                self._look_again(draft.now_ns)
+            # It may have got what another was to have, or what lets another have what it waits for.
+            self._look_again(draft.now_ns)
             for limits in self._admission.book.limits(acquire.caller.tenant).chain():
                 self._queue.unsure[limits.holder] = None
 
