@@ -101,6 +101,7 @@ class LessorMachine(RuleBasedStateMachine):
             "fenced_pages": 0,
             "boot": self.desk.boot_id,
             "cut": False,
+            "armed": False,
             "never_armed": False,
         }
 
@@ -182,7 +183,7 @@ class LessorMachine(RuleBasedStateMachine):
             if active:
                 assert isinstance(reply, Granted)
                 self.desk.activate(reply.lease)
-                self.model.leases[reply.lease.lease_id]["state"] = "active"
+                self.model.leases[reply.lease.lease_id] |= {"state": "active", "armed": True}
         elif verdict == "never" or wait == 0:
             assert isinstance(reply, Refusal), (verdict, reply)
         else:
@@ -227,7 +228,7 @@ class LessorMachine(RuleBasedStateMachine):
             self.model.end(lease, self.desk.now_ns, "expired")
             self.serve()
         else:
-            lease["state"] = "active"
+            lease |= {"state": "active", "armed": True}
 
     @rule(index=pick, ttl=st.none() | seconds)
     def renew(self, index: int, ttl: int | None) -> None:
@@ -458,14 +459,16 @@ class LessorMachine(RuleBasedStateMachine):
         self.desk.restart(known=held)
         for lease in live:
             if lease["id"] not in held:
-                if lease["state"] == "granted":  # never armed, so nobody has ever had it
+                if not lease["armed"]:  # never armed, so nobody has ever had it
                     paid_until_ns = min(self.desk.now_ns, self.model.end_of(lease))
                     lease |= {"never_armed": True, "paid_until_ns": paid_until_ns}
                     lease |= {"ended": "revoked", "state": "revoking"}
                 else:
                     self.model.end(lease, self.desk.now_ns, "revoked")
             elif lease["state"] == "granted":
-                lease["state"] = "active"
+                lease |= {"state": "active", "armed": True}
+            else:
+                lease["armed"] = True
         self.model.waiting.clear()
 
     @rule(really=rarely)

@@ -69,6 +69,9 @@ def _goes_on(draft: Draft, lease: Lease, command: Start) -> bool:
     same_boot = lease.boot_id == draft.moment.boot_id
     if same_boot and lease.lease_id in command.known_to_reaper:
         # A deadline that passed meanwhile is the next tick's business: the reaper did not wait.
+        if lease.state is LeaseState.DRAINING and not lease.activated:
+            draft.move(lease, Trigger.ACTIVATE, Facts(draft.now_ns))  # the record of that was lost
+            lease = draft.table.leases[lease.lease_id]
         draft.move(lease, Trigger.BOOT_KEPT, Facts(draft.now_ns))
         return True
     if not same_boot:
@@ -83,7 +86,7 @@ def _goes_on(draft: Draft, lease: Lease, command: Start) -> bool:
             reason=RevocationReason.NODE_REBOOT,
         )
         draft.move(lease, Trigger.BOOT_LOST, facts)
-    elif lease.state is LeaseState.GRANTED:
+    elif not lease.activated:
         # Never armed, so nobody has ever had it: whether its time is over by now changes nothing.
         at_ns = min(draft.now_ns, end_ns(lease))
         facts = Facts(at_ns, reason=RevocationReason.GRANT_FAILED)

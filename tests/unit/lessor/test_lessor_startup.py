@@ -114,6 +114,20 @@ def test_a_grant_that_was_never_armed_is_not_taken_for_one_that_expired() -> Non
     assert desk.free() == 1000 * PAGE
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_a_grant_that_was_told_to_leave_before_it_was_armed_is_a_grant(known: bool) -> None:
+    """Unknown to the reaper nothing was made for it; known to it, it is somebody's."""
+    desk = Desk()
+    lease = desk.grant(ttl=600)
+    desk.say(commands.Revoke(desk.command_id(), OPERATOR, lease.lease_id, grace_ns=60 * NS_PER_S))
+    desk.restart(known=[lease.lease_id] if known else [])
+    after = desk.at(lease)
+    assert after.activated is known
+    assert after.reason is (
+        RevocationReason.OPERATOR_REVOKE if known else RevocationReason.GRANT_FAILED
+    )
+
+
 def test_a_draining_lease_is_told_again() -> None:
     desk = Desk()
     lease = desk.lease(ttl=600)
