@@ -81,11 +81,8 @@ class Site(msgspec.Struct, frozen=True):
 class NoHolders:
     """`service.holders` without processes: the world says itself who has gone."""
 
-    def expect(self, pid: int) -> bool:
-        return False
-
-    def dismiss(self, pid: int) -> None:
-        raise AssertionError("nobody is watched")
+    def expect(self, lease_id: LeaseId, pid: int) -> None:
+        pass
 
     def pidfd_for(self, pid: int) -> int | None:
         return None

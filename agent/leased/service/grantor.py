@@ -105,7 +105,6 @@ class Grantor:
         self._renewals: Gathering[Held] = Gathering()
         self._late: Gathering[LeaseId] = Gathering()
         self._preparing: dict[LeaseId, list[Held]] = {}
-        self._expected: dict[LeaseId, int] = {}
         self._early: dict[LeaseId, list[Held]] = {}
         """Moves of leases that the reaper does not hold yet: they were told to leave already."""
         self._overtaken: set[LeaseId] = set()
@@ -125,7 +124,7 @@ class Grantor:
             elif one.effect is not None:
                 lease = one.effect.lease
                 self._preparing[lease.lease_id] = [one]
-                self._expect(lease)
+                self._holders.expect(lease.lease_id, lease.pid)
                 self._grants.put(one)
             else:
                 self._attach(one)
@@ -209,7 +208,7 @@ class Grantor:
         self._settling.unpark_all()
 
     def _keep(self, lease: Lease, made: Prepared, ready: list[Ready]) -> None:
-        self._expect(lease)
+        self._holders.expect(lease.lease_id, lease.pid)  # it may be known only by now
         try:
             pidfd = self._holders.pidfd_for(lease.pid)
         except OSError as error:  # out of descriptors
@@ -241,7 +240,7 @@ class Grantor:
         self._submit(Activate(NO_COMMAND, lease.lease_id, made.evidence))
         self._holders.bind(lease.lease_id, lease.pid)
         active = msgspec.structs.replace(lease, state=LeaseState.ACTIVE)
-        for held in self._made(lease.lease_id):
+        for held in self._preparing.pop(lease.lease_id):
             assert isinstance(held.reply, Granted)
             reply = held.reply
             _let_go(held, msgspec.structs.replace(reply, lease=active))
@@ -269,21 +268,9 @@ class Grantor:
 
     def _refuse(self, lease: Lease, refusal: Refusal) -> None:
         self._overtaken.discard(lease.lease_id)
-        for held in (*self._made(lease.lease_id), *self._early.pop(lease.lease_id, ())):
+        self._holders.forget(lease.lease_id)
+        for held in (*self._preparing.pop(lease.lease_id), *self._early.pop(lease.lease_id, ())):
             _let_go(held, refusal)
-
-    def _expect(self, lease: Lease) -> None:
-        """Who hangs up from here on lives, and must not be cut as the holder of what he never
-        had."""
-        if lease.lease_id not in self._expected and self._holders.expect(lease.pid):
-            self._expected[lease.lease_id] = lease.pid
-
-    def _made(self, lease_id: LeaseId) -> list[Held]:
-        """Nothing is being prepared for it any more: who waited for that."""
-        pid = self._expected.pop(lease_id, None)
-        if pid is not None:
-            self._holders.dismiss(pid)
-        return self._preparing.pop(lease_id)
 
     # -- renewals ----------------------------------------------------------------------------------
 

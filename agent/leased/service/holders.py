@@ -48,6 +48,7 @@ class Holders:
         self._references: dict[int, int] = {}
         self._leases: dict[int, set[LeaseId]] = {}
         self._bound: dict[LeaseId, int] = {}
+        self._expected: dict[LeaseId, int] = {}
         self._leaves: dict[int, LeaseId] = {}
         self._leaf_of: dict[LeaseId, int] = {}
         self._rooms: dict[int, LeaseId] = {}
@@ -97,13 +98,13 @@ class Holders:
         self._references[pid] -= 1
         self._retire(pid)
 
-    def expect(self, pid: int) -> bool:
-        """A lease is being made ready for it, to which it will be bound: it stays watched whatever
-        becomes of the connection. Whether it is; `dismiss` ends that."""
-        if pid not in self._pidfds:
-            return False
-        self._references[pid] += 1
-        return True
+    def expect(self, lease_id: LeaseId, pid: int) -> None:
+        """The lease is being made ready for it. Until it is bound to it or forgotten, the process
+        stays watched whatever becomes of the connection: who hangs up meanwhile lives, and must not
+        be cut as the holder of what he never had. Idempotent."""
+        if lease_id not in self._expected and pid in self._pidfds:
+            self._expected[lease_id] = pid
+            self._references[pid] += 1
 
     def pidfd_for(self, pid: int) -> int | None:
         """A duplicate of the pidfd of an enrolled process for its lease's custody; None for pid 0
@@ -119,6 +120,7 @@ class Holders:
         elif pid > 0:
             # It was gone before the grant was complete.
             self._submit(HolderGone(NO_COMMAND, lease_id))
+        self._expect_no_more(lease_id)
 
     def rebind(self, lease_id: LeaseId, pid: int, pidfd: int | None) -> None:
         """A lease of an earlier run of the agent: its holder's pidfd comes from the reaper. Takes
@@ -130,6 +132,11 @@ class Holders:
         os.close(pidfd)
         self.bind(lease_id, pid)
         if enrolled:
+            self.dismiss(pid)
+
+    def _expect_no_more(self, lease_id: LeaseId) -> None:
+        pid = self._expected.pop(lease_id, None)
+        if pid is not None:
             self.dismiss(pid)
 
     def _retire(self, pid: int) -> None:
@@ -163,7 +170,8 @@ class Holders:
         return fd
 
     def forget(self, lease_id: LeaseId) -> None:
-        """The lease has ended: stop watching for it. Idempotent."""
+        """The lease has ended, or will not be: stop watching for it. Idempotent."""
+        self._expect_no_more(lease_id)
         pid = self._bound.pop(lease_id, None)
         if pid is not None:
             self._leases[pid].discard(lease_id)

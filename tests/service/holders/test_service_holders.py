@@ -151,16 +151,20 @@ async def test_who_hangs_up_before_the_grant_is_complete_is_its_holder() -> None
     async with watching() as (holders, inbox):
         with child() as one:
             enrol(holders, one)
-            assert holders.expect(one.pid)
+            for lease_id in (A, A, B):
+                holders.expect(lease_id, one.pid)
             holders.dismiss(one.pid)
             holders.bind(A, one.pid)
-            holders.dismiss(one.pid)
+            holders.forget(B)  # its grant failed
             await trio.testing.wait_all_tasks_blocked()
             assert not inbox.gone, "it lives, and would be killed as a holder that is lost"
             one.communicate()
             assert await inbox.next(1) == [A]
-        assert not holders.expect(one.pid)
+        holders.expect(B, one.pid)
         assert holders.pidfd_for(one.pid) is None
+        pidfd = os.pidfd_open(os.getpid())
+        assert holders.enrol(one.pid, pidfd), "its number may be another's"
+        os.close(pidfd)
 
 
 async def test_a_number_that_is_anothers_by_now_is_nobodys_while_the_first_is_there() -> None:
