@@ -114,13 +114,15 @@ class Holders:
 
     def bind(self, lease_id: LeaseId, pid: int) -> None:
         """The lease ends when the process does."""
+        if self._expected.pop(lease_id, None) is not None:
+            self._references[pid] -= 1
         if pid in self._pidfds:
             self._bound[lease_id] = pid
             self._leases[pid].add(lease_id)
         elif pid > 0:
             # It was gone before the grant was complete.
+            self._retire(pid)
             self._submit(HolderGone(NO_COMMAND, lease_id))
-        self._expect_no_more(lease_id)
 
     def rebind(self, lease_id: LeaseId, pid: int, pidfd: int | None) -> None:
         """A lease of an earlier run of the agent: its holder's pidfd comes from the reaper. Takes
@@ -132,11 +134,6 @@ class Holders:
         os.close(pidfd)
         self.bind(lease_id, pid)
         if enrolled:
-            self.dismiss(pid)
-
-    def _expect_no_more(self, lease_id: LeaseId) -> None:
-        pid = self._expected.pop(lease_id, None)
-        if pid is not None:
             self.dismiss(pid)
 
     def _retire(self, pid: int) -> None:
@@ -171,7 +168,9 @@ class Holders:
 
     def forget(self, lease_id: LeaseId) -> None:
         """The lease has ended, or will not be: stop watching for it. Idempotent."""
-        self._expect_no_more(lease_id)
+        expected = self._expected.pop(lease_id, None)
+        if expected is not None:
+            self.dismiss(expected)
         pid = self._bound.pop(lease_id, None)
         if pid is not None:
             self._leases[pid].discard(lease_id)
