@@ -31,7 +31,7 @@ from leased.ctl.console import Console
 from leased.economics.contracts import Terms
 from leased.economics.rates import DEFAULT_CARD
 from leased.economics.waste import Waste
-from leased.terms.event import Revoked
+from leased.terms.event import Allocated, Expired, Renewed, Revoked
 from leased.terms.lease import Priority, RevocationReason
 from leased.terms.policy import Allocation
 from leased.terms.quantity import parse_instant
@@ -42,7 +42,7 @@ NOW_NS = parse_instant("2026-01-05T09:30:00Z")
 HOUR_NS = 3_600 * 10**9
 
 
-def make(state: Path, seed: int = 3) -> Path:
+def make(state: Path, seed: int = 7) -> Path:
     console = Console(io.StringIO(), io.StringIO(), wall_ns=lambda: NOW_NS)
     words = ["demo", "--nodes", "4", "--days", "12", "--seed", str(seed)]
     assert main(["--state", str(state), *words], console) == 0
@@ -127,6 +127,20 @@ def test_what_a_lease_wastes_is_of_a_kind(made: Path) -> None:
     kinds = [one["kind"] for one in json.loads(told[0])["leases"]]
     assert len({*kinds}) > 1
     assert [line.split()[3] for line in told[1].splitlines()[1:]] == kinds
+
+
+def test_what_runs_out_has_been_there_until_its_deadline(made: Path) -> None:
+    expired = 0
+    with closing(ArchiveReader(made)) as archive:
+        for entry in archive.logs():
+            deadlines: dict[bytes, int] = {}
+            for _, event, moment in archive.events(entry.log_id, 0):
+                if isinstance(event, Allocated | Renewed):
+                    deadlines[event.lease_id] = event.deadline_ns
+                elif isinstance(event, Expired):
+                    expired += 1
+                    assert moment.boot_ns >= deadlines[event.lease_id]
+    assert expired
 
 
 def test_what_is_guaranteed_is_not_preempted(made: Path) -> None:

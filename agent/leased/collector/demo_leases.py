@@ -62,13 +62,16 @@ DISK: Final = 3_840 * 10**9
 
 
 class Live:
-    """One lease while it lasts."""
+    """One lease while it lasts. `expires`: at `ends_ns` its holder leaves without a word."""
 
-    def __init__(self, lease_id: LeaseId, subject: Subject, granted_ns: int, ends_ns: int) -> None:
+    def __init__(
+        self, lease_id: LeaseId, subject: Subject, granted_ns: int, ends_ns: int, expires: bool
+    ) -> None:
         self.lease_id = lease_id
         self.subject = subject
         self.granted_ns = granted_ns
         self.ends_ns = ends_ns
+        self.expires = expires
         self.generation = 0
         self.deadline_ns = 0
         self.held_ns = 0
@@ -118,11 +121,11 @@ class Machine:
         )
         minutes = int(self._random.lognormvariate(4.6, 1.1)) + 2
         ends_ns = wall_ns + min(minutes, 5_000) * 60 * NS_PER_S + self._random.randrange(NS_PER_S)
-        live = Live(lease_id, subject, boot_ns, ends_ns)
+        live = Live(lease_id, subject, boot_ns, ends_ns, self._random.random() < 0.1)
         live.deadline_ns = boot_ns + TTL_NS
         for held in allotments:
             self._free[held.resource_id] -= held.capacity
-        self._next(live, wall_ns)
+        self._next(live, boot_ns, wall_ns)
         head = self._head(live, boot_ns)
         command_id = CommandId(self._entropy())
         grace_ns = 10 * NS_PER_S
@@ -142,16 +145,12 @@ class Machine:
         if what == "renew":
             live.generation += 1
             live.deadline_ns = boot_ns + TTL_NS
-            self._next(live, wall_ns)
+            self._next(live, boot_ns, wall_ns)
             return [Renewed(*self._head(live, boot_ns), TTL_NS, live.deadline_ns)]
-        how = self._random.random()
-        if how < 0.82:
-            ended: Event = Released(*self._head(live, boot_ns))
-        elif how < 0.92:
+        ended: Event = Released(*self._head(live, boot_ns))
+        if live.expires:
             ended = Expired(*self._head(live, boot_ns))
-        elif live.subject.priority is Priority.GUARANTEED:  # which is preempted by nobody
-            ended = Released(*self._head(live, boot_ns))
-        else:
+        elif live.subject.priority is not Priority.GUARANTEED and self._random.random() < 0.09:
             reason = RevocationReason.PRIORITY_PREEMPTION
             ended = Revoked(*self._head(live, boot_ns), reason)
         return [ended, *self._tear_down(live, boot_ns, wall_ns, boot_ns)]
@@ -206,10 +205,11 @@ class Machine:
             ),
         ]
 
-    def _next(self, live: Live, wall_ns: int) -> None:
-        """The next renewal, or the end."""
+    def _next(self, live: Live, boot_ns: int, wall_ns: int) -> None:
+        """The next renewal, or the end: of what nobody renews any more, its deadline."""
         if live.ends_ns < wall_ns + RENEW_NS:
-            self._schedule(live.ends_ns, live, "end")
+            deadline_ns = wall_ns + live.deadline_ns - boot_ns
+            self._schedule(deadline_ns if live.expires else live.ends_ns, live, "end")
         else:
             self._schedule(wall_ns + RENEW_NS, live, "renew")
 
