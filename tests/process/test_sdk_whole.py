@@ -146,16 +146,21 @@ print("alive")
 """
 
 
-def test_who_gives_a_lease_back_lives_on(shared_agent: HostAgent) -> None:
-    """Memory that is held past its lease costs the holder its life; the library holds none."""
+def lives_on(agent: HostAgent, script: str) -> None:
+    """In a process of its own: who were killed could not say so."""
     done = subprocess.run(
-        [sys.executable, "-c", GIVES_BACK, str(shared_agent.socket)],
-        env={**os.environ, **shared_agent.sockets()},
+        [sys.executable, "-c", script, str(agent.socket)],
+        env={**os.environ, **agent.sockets()},
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.stdout == "alive\n", (done.returncode, done.stderr[-2000:])
+
+
+def test_who_gives_a_lease_back_lives_on(shared_agent: HostAgent) -> None:
+    """Memory that is held past its lease costs the holder its life; the library holds none."""
+    lives_on(shared_agent, GIVES_BACK)
 
 
 GIVES_UP = """
@@ -175,14 +180,7 @@ print("alive")
 
 def test_who_gives_up_asking_lives_on(shared_agent: HostAgent) -> None:
     """At any moment: what was granted to it by then is nobody's, and it no lost holder."""
-    done = subprocess.run(
-        [sys.executable, "-c", GIVES_UP, str(shared_agent.socket)],
-        env={**os.environ, **shared_agent.sockets()},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout == "alive\n", (done.returncode, done.stderr[-2000:])
+    lives_on(shared_agent, GIVES_UP)
 
 
 def test_foreign_clients(shared_agent: HostAgent) -> None:
