@@ -39,13 +39,16 @@ class Fleet:
         """Read at most so many records that are new; whether there are more."""
         left = records_max
         self.replaced = archive.manifest.replaced()
-        for entry in archive.logs():
+        entries = archive.logs()
+        for entry in entries:  # all of them before any is read: what is not is behind
             known = self.entries.get(entry.log_id)
             self.entries[entry.log_id] = entry
             view = self.logs.setdefault(entry.log_id, NodeView(entry.log_id))
             view.node, view.name = entry.node, entry.name
             if known is None or _said(known) != _said(entry):
                 self.changes += 1  # once it is so: who asks meanwhile asks again
+        for entry in entries:
+            view = self.logs[entry.log_id]
             if view.next_seq >= entry.head.size:
                 continue
             for sequence, event, moment in archive.events(

@@ -8,6 +8,7 @@ import threading
 from itertools import count
 from pathlib import Path
 
+from leased.collector.accounts.reaching import reach_of_fleet
 from leased.collector.api.rows import node_row
 from leased.collector.api.views import Views
 from leased.collector.archive.archive import ArchiveReader
@@ -118,4 +119,15 @@ def test_what_follows_from_all_nodes_is_made_again_with_every_record(tmp_path: P
     fleet.retired = frozenset((gone,))
     assert [view.node for view in fleet.nodes()] == left
     assert [view.node for view in fleet.known()] == [gone, *left]
+    reader.close()
+
+
+def test_a_log_that_is_not_read_yet_is_behind(tmp_path: Path) -> None:
+    """A collector that has just started reads one log after the other, and is asked meanwhile."""
+    now_ns = 1_700_000_000 * 10**9
+    sample(tmp_path, now_ns, now_ns - 50 * HOUR_NS)
+    reader, fleet = ArchiveReader(tmp_path), Fleet()
+    assert fleet.follow(reader, 1), "there is more"
+    nodes = sorted(entry.node for entry in reader.logs())
+    assert len(nodes) > 1 and reach_of_fleet(fleet, now_ns).nodes_behind == nodes
     reader.close()
