@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from leased.economics.billing import APART, VERSION, Bill, BillLine
+from leased.economics.billing import VERSIONS, Bill, BillLine
 from leased.economics.contracts import (
     CardVersion,
     Contract,
@@ -40,8 +40,8 @@ def parse_bill(raw: bytes) -> Bill:
         document = json.loads(raw)
     except RecursionError:
         raise ValueError("nested without an end") from None
-    if not isinstance(document, dict) or document.get("version") not in (VERSION, APART):
-        raise ValueError(f"this release reads bills of version {VERSION} and {APART}")
+    if not isinstance(document, dict) or document.get("version") not in VERSIONS:
+        raise ValueError(f"this release reads bills of version {VERSIONS[0]} to {VERSIONS[-1]}")
     try:
         fields = dict(document)
         fields["line_items"] = tuple(BillLine(**line) for line in document["line_items"])

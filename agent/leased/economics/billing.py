@@ -7,7 +7,9 @@ credits. The bill carries its terms and, per chain, the records that it follows 
 usage, terms and chains give the same canonical bytes, whoever computes them. Synthetic probes are
 metered and not billed. A contract's minimum is held against its own lines. A bill with credits, or
 with a minimum beside another contract, is of the version in which credits do not end with the bill
-and one contract's lines are not counted towards another's minimum.
+and one contract's lines are not counted towards another's minimum; one with lines that are not of
+the whole month is of the version in which each line says of which time it is, and by which
+contract.
 
 Does not fold events (`hourly`) and does not read a clock: `as_of` is the fleet's watermark.
 """
@@ -22,6 +24,7 @@ from typing import Any, Final
 import msgspec
 
 from leased.economics.amounts import decimal, exact, rounded
+from leased.economics.bill_spans import Span, spans_of
 from leased.economics.contracts import Contract, Terms
 from leased.economics.credits import give, named
 from leased.economics.hourly import HOUR_NS, NodeSpan
@@ -34,11 +37,14 @@ from leased.terms.lease import SYNTHETIC
 
 VERSION: Final = 1
 APART: Final = 2
+DATED: Final = 3
+VERSIONS: Final = (VERSION, APART, DATED)
 
 
 class BillLine(msgspec.Struct, frozen=True):
     """One line. Quantities and money are decimal strings; `cost_exact` has every digit, or is n/d.
-    `kind`, `tier` and `priority` are None where the line is not of one."""
+    `kind`, `tier` and `priority` are None where the line is not of one. Of version 3 a line has its
+    time and the number of its contract in the terms, and what is None of these is not written."""
 
     description: str
     quantity: str
@@ -51,6 +57,24 @@ class BillLine(msgspec.Struct, frozen=True):
     priority: str | None = None
     multiplier_pm: int = 1000
     card: int | None = None
+    from_ns: str | None = None
+    to_ns: str | None = None
+    contract: int | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As plain values."""
+        fields = msgspec.structs.asdict(self)
+        for name in ("from_ns", "to_ns", "contract"):
+            if fields[name] is None:
+                del fields[name]
+        return fields
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """Its time, if it says."""
+        if self.from_ns is None or self.to_ns is None:
+            return None
+        return int(self.from_ns), int(self.to_ns)
 
 
 class Bill(msgspec.Struct, frozen=True):
@@ -83,7 +107,7 @@ class Bill(msgspec.Struct, frozen=True):
     def document(self) -> dict[str, Any]:
         """As plain values."""
         document = msgspec.structs.asdict(self)
-        document["line_items"] = [msgspec.structs.asdict(line) for line in self.line_items]
+        document["line_items"] = [line.document() for line in self.line_items]
         document["audit"] = [msgspec.structs.asdict(span) for span in self.audit]
         document["credits"] = [list(credit) for credit in self.credits]
         document["corrections"] = [list(correction) for correction in self.corrections]
@@ -122,20 +146,8 @@ def make_bill(
     terms = terms.of_tenant(tenant, month.name)
     charges = list(_charges(tenant, month, usage, tasks, terms))
     if version is None:
-        beside = len(charges) > 1 and any(minimum for _, minimum in charges)
-        version = APART if terms.credits or beside else VERSION
-    if version == VERSION:  # in which all lines are held against the sum of all minimums
-        whole = sum((minimum for _, minimum in charges), Fraction(0))
-        charges = [([item for items, _ in charges for item in items], whole)]
-    lines: list[BillLine] = []
-    subtotal = 0
-    for items, minimum in charges:
-        lines.extend(_line(item, terms.decimals) for item in items if item.amount or item.always)
-        paid = sum(rounded(item.amount, terms.decimals) for item in items)
-        short = max(0, rounded(minimum, terms.decimals) - paid)
-        if short:
-            lines.append(_plain("Minimum commitment adjustment", short, terms.decimals))
-        subtotal += paid + short
+        version = _version(charges, month, terms)
+    lines, subtotal = _charged(charges, terms, version)
     for description, amount in corrections:
         lines.append(_plain(description, amount, terms.decimals))
         subtotal += amount
@@ -169,20 +181,70 @@ def make_bill(
     )
 
 
+class _Charge(msgspec.Struct, frozen=True):
+    """What a contract makes lines of, what they come to at least, and for which time."""
+
+    items: list[Item]
+    minimum: Fraction
+    span: Span
+
+
 def _charges(
     tenant: str,
     month: Month,
     usage: Mapping[UsageKey, int],
     tasks: Mapping[tuple[str, int], int],
     terms: Terms,
-) -> Iterator[tuple[list[Item], Fraction]]:
-    """What each contract makes lines of, and what they come to at least."""
+) -> Iterator[_Charge]:
     month_ns = month.to_ns - month.from_ns
-    for contract, start_ns, end_ns in terms.contracts_of(tenant, (month.from_ns, month.to_ns)):
-        part = Fraction(end_ns - start_ns, month_ns)
-        metered = collect(tenant, usage, tasks, (start_ns // HOUR_NS, end_ns // HOUR_NS), terms)
+    for contract, span in spans_of(tenant, (month.from_ns, month.to_ns), terms):
+        part = Fraction(span.to_ns - span.from_ns, month_ns)
+        hours = (span.from_ns // HOUR_NS, span.to_ns // HOUR_NS)
+        metered = collect(tenant, usage, tasks, hours, terms)
         minimum = part * Fraction(contract.monthly_minimum_nano, NANO)
-        yield model_items(contract, terms, metered, part, month_ns), minimum
+        yield _Charge(model_items(contract, terms, metered, part, month_ns), minimum, span)
+
+
+def _version(charges: Sequence[_Charge], month: Month, terms: Terms) -> int:
+    """The first version that can say it: a bill that an earlier release can read, it is to."""
+    whole = (month.from_ns, month.to_ns)
+    for charge in charges:
+        spans = [charge.span.of_card(item.card, terms) for item in charge.items]
+        if any((span.from_ns, span.to_ns) != whole for span in (charge.span, *spans)):
+            return DATED
+    return APART if terms.credits else VERSION
+
+
+def _charged(charges: Sequence[_Charge], terms: Terms, version: int) -> tuple[list[BillLine], int]:
+    """The lines, and what they come to."""
+    if version == VERSION:  # in which all lines are held against the sum of all minimums
+        items = [item for charge in charges for item in charge.items]
+        least = sum((charge.minimum for charge in charges), Fraction(0))
+        charges = [_Charge(items, least, charges[0].span)]
+    lines: list[BillLine] = []
+    subtotal = 0
+    for charge in charges:
+        found: list[tuple[BillLine, int | None]] = [
+            (_line(item, terms.decimals), item.card)
+            for item in charge.items
+            if item.amount or item.always
+        ]
+        paid = sum(rounded(item.amount, terms.decimals) for item in charge.items)
+        short = max(0, rounded(charge.minimum, terms.decimals) - paid)
+        if short:
+            found.append((_plain("Minimum commitment adjustment", short, terms.decimals), None))
+        if version == DATED:
+            lines += [_dated(line, charge.span.of_card(card, terms)) for line, card in found]
+        else:
+            lines += [line for line, _ in found]
+        subtotal += paid + short
+    return lines, subtotal
+
+
+def _dated(line: BillLine, span: Span) -> BillLine:
+    return msgspec.structs.replace(
+        line, from_ns=str(span.from_ns), to_ns=str(span.to_ns), contract=span.contract
+    )
 
 
 def collect(

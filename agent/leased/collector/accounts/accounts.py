@@ -23,8 +23,8 @@ from leased.collector.accounts.answers import (
     Summary,
     UsageReport,
     credit_item,
-    line_item,
 )
+from leased.collector.accounts.bill_lines import line_items
 from leased.collector.accounts.corrections import corrections_of, settled_apart
 from leased.collector.accounts.cost_answers import chargeback_of, costs_of, interval_of
 from leased.collector.accounts.cost_shares import GroupBy, money
@@ -334,7 +334,7 @@ class Accounts:
         return Summary(
             bill.tenant,
             bill.period,
-            [line_item(line) for line in bill.line_items],
+            line_items(bill),
             Decimal(bill.subtotal),
             Decimal(bill.credits_total),
             Decimal(bill.total),

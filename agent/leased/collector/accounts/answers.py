@@ -16,8 +16,8 @@ from fractions import Fraction
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from leased.collector.accounts.bill_lines import LineItem
 from leased.economics.amounts import rounded
-from leased.economics.billing import BillLine
 from leased.economics.credits import Given
 from leased.economics.hourly import NodeSpan
 from leased.economics.statement import fixed
@@ -136,38 +136,6 @@ class Costs(msgspec.Struct, frozen=True):
     interval: Interval
     reach: Reach
     groups: list[GroupCost] | UnsetType = UNSET
-
-
-class LineItem(msgspec.Struct, frozen=True):
-    """One line of a bill: quantity x unit_price x multiplier (what its priority pays) is
-    its cost."""
-
-    description: str
-    quantity: Decimal
-    unit_price: Decimal
-    multiplier: Decimal
-    total: Decimal
-    unit: str
-    cost_exact: str
-    kind: str | None
-    tier: str | None
-    priority: str | None
-
-
-def line_item(line: BillLine) -> LineItem:
-    """A line of a bill as the API tells it."""
-    return LineItem(
-        line.description,
-        Decimal(line.quantity),
-        Decimal(line.unit_price),
-        Decimal(line.multiplier_pm) / 1000,
-        Decimal(line.total),
-        line.unit,
-        line.cost_exact,
-        line.kind,
-        line.tier,
-        line.priority,
-    )
 
 
 class CreditItem(msgspec.Struct, frozen=True):

@@ -121,9 +121,9 @@ def focus_rows(bill: Bill, cells: Mapping[UsageKey, int], terms: Terms) -> Itera
         if parts:
             yield from map(_priced, _usage_rows(bill, line, window, parts))
         else:
-            yield _priced(_whole_row(bill, line))
+            yield _priced(_whole_row(bill, line, window))
             if line.unit == FEE_UNIT:
-                yield _priced(_covered_row(bill, line))
+                yield _priced(_covered_row(bill, line, window))
     for one in given_of(bill):
         amount = fixed(-one.amount, bill.decimals)
         late = one.credit.month != bill.period
@@ -156,14 +156,19 @@ def focus_csv(rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> str:
 def _divided(
     bill: Bill, cells: Mapping[UsageKey, int], terms: Terms
 ) -> Iterator[tuple[BillLine, _Window, list[_Part]]]:
-    """Each line with what it is made of, and of which time. Those of one contract are together, in
-    the order of the contracts."""
+    """Each line with what it is made of, and of which time. Where it does not say that (bills of
+    before version 3), those of one contract are together, in the order of the contracts."""
     whole = (int(bill.from_ns), int(bill.to_ns))
     contracts = terms.contracts_of(bill.tenant, whole)
     after: dict[tuple[object, ...], int] = {}
     at = 0
     for line in bill.line_items:
         window, parts = whole, list[_Part]()
+        if line.window is not None:
+            if line.card is not None:
+                parts = _parts(bill, line, line.window, cells, terms)
+            yield line, line.window, parts
+            continue
         what = (line.kind, line.tier, line.priority, line.card)
         at = max(at, after.get(what, 0))
         for number, (contract, *mine) in enumerate(contracts[at:], at):
@@ -246,10 +251,12 @@ def _usage_rows(
         )
 
 
-def _whole_row(bill: Bill, line: BillLine) -> dict[str, str]:
+def _whole_row(bill: Bill, line: BillLine, window: _Window) -> dict[str, str]:
     """A line that is not divided: a plan's fee, overage, tasks, a minimum, a correction."""
     row = _row(bill) | {
         "ChargeDescription": line.description,
+        "ChargePeriodStart": periods.instant(window[0]),
+        "ChargePeriodEnd": periods.instant(window[1]),
         "BilledCost": line.total,
         "EffectiveCost": line.total,
     }
@@ -290,10 +297,10 @@ def _category(line: BillLine) -> str:
     return "Dynamic" if line.priority == "scavenger" else "Standard"
 
 
-def _covered_row(bill: Bill, line: BillLine) -> dict[str, str]:
+def _covered_row(bill: Bill, line: BillLine, window: _Window) -> dict[str, str]:
     """What a plan's fee pays for, used or not: it costs what the fee was, and is billed at
     nothing."""
-    return _whole_row(bill, line) | {
+    return _whole_row(bill, line, window) | {
         "ChargeCategory": "Usage",
         "ChargeFrequency": "Usage-Based",
         "ChargeDescription": f"{line.description}, used or not",

@@ -323,7 +323,10 @@ async function drawBill(main) {
   } catch (error) {
     return main.append(panel(["Bill", "", pick], "", empty(error.message)));
   }
-  const line = (item) => h("tr", {}, h("td", {}, item.description), h("td", { class: "num" }, number.format(item.quantity)), h("td", { class: "dim" }, item.unit), h("td", { class: "num" }, item.multiplier === 1 ? String(item.unit_price) : `${item.unit_price} × ${item.multiplier}`), h("td", { class: "num" }, money.format(item.total)));
+  const day = (at) => at.endsWith("T00:00:00Z") ? at.slice(0, 10) : at;
+  const part = (item) => item.start && (item.start !== bill.interval.start || item.end !== bill.interval.end);
+  const named = (item) => part(item) ? [item.description, " ", h("span", { class: "dim" }, `${day(item.start)} to ${day(item.end)}`)] : [item.description];
+  const line = (item) => h("tr", {}, h("td", {}, ...named(item)), h("td", { class: "num" }, number.format(item.quantity)), h("td", { class: "dim" }, item.unit), h("td", { class: "num" }, item.multiplier === 1 ? String(item.unit_price) : `${item.unit_price} × ${item.multiplier}`), h("td", { class: "num" }, money.format(item.total)));
   const foot = (text, value, kind) => h("tr", { class: kind }, h("td", { colspan: 4 }, text), h("td", { class: "num" }, money.format(value)));
   const audit = [["Node", (a) => state.nodes.find((node) => node.node === a.node_id)?.name ?? short(a.node_id)], ["Log", (a) => a.log_id, (a) => h("span", { class: "mono" }, short(a.log_id))], ["Records", (a) => a.first_sequence, (a) => `${whole.format(a.first_sequence)} – ${whole.format(a.last_sequence)}`, "num"], ["Head", (a) => a.head, (a) => h("span", { class: "hash" }, a.head)]];
   // The hours of the bill, which begin and end in the tenant's time zone.
