@@ -139,10 +139,12 @@ class Holding:
             self.check()
 
     def check(self) -> None:
-        """Raise LeaseLost if the lease is lost."""
+        """Raise LeaseLost if the lease is lost, or was given back."""
         if self.lost.is_set():
             self._told = True
             raise LeaseLost(self.lease_id, self.lost_why)
+        if self.released:
+            raise LeaseLost(self.lease_id, GIVEN_BACK)
 
     async def renew(self, ttl_ns: int | None = None) -> None:
         """Renew now; `ttl_ns` changes the length from here on. Raises Refused, LeaseLost."""

@@ -15,12 +15,13 @@ Does not work from inside a Trio program: use `leased.client` there.
 
 from __future__ import annotations
 
+import atexit
 import mmap
 import os
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -81,7 +82,7 @@ class PlainHolding:
         return self._held.devices(kind)
 
     def check(self) -> None:
-        """Raise LeaseLost if the lease is lost."""
+        """Raise LeaseLost if the lease is lost, or was given back."""
         self._must_be_ours()
         self._held.check()
 
@@ -120,12 +121,17 @@ class PlainHolding:
 
 @contextmanager
 def acquire(path: Place | Session = None, **wants: Any) -> Iterator[PlainHolding]:
-    """Hold a lease for a block; the arguments and errors are those of `leased.client.acquire`."""
+    """Hold a lease for a block; the arguments and errors are those of `leased.client.acquire`.
+
+    A block that is still open when the interpreter ends is left then.
+    """
     began: queue.SimpleQueue[trio.lowlevel.TrioToken] = queue.SimpleQueue()
     given_up = threading.Event()
     ready: queue.SimpleQueue[PlainHolding | None] = queue.SimpleQueue()
     wanted = trio.CancelScope()
     owner = os.getpid()
+    plain = None
+    ended: Future[None] = Future()
 
     async def hold() -> None:
         token = trio.lowlevel.current_trio_token()
@@ -138,23 +144,36 @@ def acquire(path: Place | Session = None, **wants: Any) -> Iterator[PlainHolding
                 ready.put(plain)
                 await plain.leave.wait()
 
-    with ThreadPoolExecutor(1, thread_name_prefix="leased-holder") as thread:
-        plain = None
+    def hold_and_tell() -> None:
         try:
-            ended = thread.submit(trio.run, hold)
-            ended.add_done_callback(lambda _: ready.put(None))
-            plain = ready.get()
-            if plain is not None:
-                yield plain
-        finally:
-            if os.getpid() != owner:
-                pass  # The thread is the parent's, and so is the lease.
-            elif plain is not None:
-                plain.end()
-            else:  # Interrupted, at the latest while it waited.
-                given_up.set()
-                with suppress(queue.Empty, trio.RunFinishedError):
-                    began.get_nowait().run_sync_soon(wanted.cancel)
+            ended.set_result(trio.run(hold))
+        except BaseException as error:
+            ended.set_exception(error)
+        ready.put(None)
+
+    def leave() -> None:
+        if os.getpid() != owner:
+            return  # The thread is the parent's, and so is the lease.
+        if plain is not None:
+            plain.end()
+        else:  # Interrupted, at the latest while it waited.
+            given_up.set()
+            with suppress(queue.Empty, trio.RunFinishedError):
+                began.get_nowait().run_sync_soon(wanted.cancel)
+        if thread.is_alive():
+            thread.join()
+
+    # A daemon, for the interpreter waits for all others before it calls `leave`.
+    thread = threading.Thread(target=hold_and_tell, name="leased-holder", daemon=True)
+    atexit.register(leave)
+    try:
+        thread.start()
+        plain = ready.get()
+        if plain is not None:
+            yield plain
+    finally:
+        atexit.unregister(leave)
+        leave()
     if os.getpid() == owner:
         ended.result()
 

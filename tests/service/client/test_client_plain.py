@@ -74,7 +74,7 @@ def test_refusals_and_mistakes_come_out_where_they_were_made(path: str, agent: S
 def test_what_is_asked_of_a_lease_after_its_block_says_so(path: str, agent: SmallAgent) -> None:
     with plain.acquire(path, mem=4096, ttl=60) as held:
         pass
-    for asked in (held.renew, held.release, held.mem, lambda: held.extend(1)):
+    for asked in (held.check, held.renew, held.release, held.mem, lambda: held.extend(1)):
         with pytest.raises(LeaseLost, match="it was given back"):
             asked()
 
@@ -128,6 +128,31 @@ with plain.acquire(sys.argv[1], mem=4096, ttl=60) as held:
 print("parent" if pid else "child", flush=True)
 """
 
+STAYS_OPEN = """
+import sys, threading
+from leased.client import plain
+block = plain.acquire(sys.argv[1], mem=4096, ttl=60)
+held = block.__enter__()
+def hold():
+    with plain.acquire(sys.argv[1], mem=4096, ttl=60):
+        ready.set()
+        threading.Event().wait()
+ready = threading.Event()
+threading.Thread(target=hold, daemon=True).start()
+ready.wait()
+print("held", flush=True)
+"""
+ENDS_LAST = """
+import sys, threading
+from leased.client import plain
+def hold():
+    threading.main_thread().join()
+    with plain.acquire(sys.argv[1], mem=4096, ttl=60) as held:
+        held.renew()
+    print("held", flush=True)
+threading.Thread(target=hold).start()
+"""
+
 
 def program(text: str, path: str) -> subprocess.Popen[str]:
     """Python of its own, which may hang."""
@@ -160,6 +185,23 @@ def test_an_interrupt_ends_the_wait_for_a_lease(path: str, agent: SmallAgent) ->
     process.send_signal(signal.SIGINT)
     assert said(process) == "interrupted\n"
     assert not agent.leases
+
+
+def test_a_block_that_is_open_when_the_interpreter_ends_is_left(
+    path: str, agent: SmallAgent
+) -> None:
+    """The thread behind it renewed on, and the process never ended."""
+    assert said(program(STAYS_OPEN, path)) == "held\n"
+    assert [lease.ended for lease in agent.leases.values()] == [Ending.RELEASED] * 2
+
+
+def test_a_thread_that_outlives_the_main_one_may_hold_a_lease(
+    path: str, agent: SmallAgent
+) -> None:
+    """It was RuntimeError: the pool that the holding thread came from had shut down."""
+    assert said(program(ENDS_LAST, path)) == "held\n"
+    (lease,) = agent.leases.values()
+    assert (lease.ended, lease.generation) == (Ending.RELEASED, 2)
 
 
 def test_a_process_forked_in_the_block_leaves_it_and_the_lease(
