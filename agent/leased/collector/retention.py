@@ -43,12 +43,13 @@ from leased.collector.metering.engines import load_store, maker
 from leased.collector.metering.frozen import Frozen
 from leased.collector.metering.rollup import Stretch
 from leased.collector.metering.sources import Quiet
-from leased.collector.metering.store import DAY_NS, Store
+from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.retention_rule import FOREVER, Rule, load_rule
 from leased.collector.retention_waits import asked_for, back, known_ns, usage_begin, waits
 from leased.durable.files import make_durably
 from leased.economics.contracts import Terms
+from leased.terms.moment import DAY_NS
 
 T = TypeVar("T")
 Do = Callable[[Callable[[], Any]], Any]

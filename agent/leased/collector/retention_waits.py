@@ -24,10 +24,11 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
 from leased.collector.governance.register import DATABASE as REGISTER
 from leased.collector.governance.register import Register
-from leased.collector.metering.store import DAY_NS, Store
+from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.retention_rule import Rule
 from leased.economics.contracts import Terms
+from leased.terms.moment import DAY_NS
 
 RETENTION_DAYS: Final = "log_retention_days"
 LATER: Final = "9999-99"

@@ -17,8 +17,7 @@ from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import WINDOW_S, Rollup
 from leased.collector.telemetry.store import Store
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_NS, NS_PER_S
 from leased.terms.resource import Allotment, ResourceKind
 from leased.terms.series import KIND
 from tests.doubles.accounts import JANUARY_NS, WrittenSource

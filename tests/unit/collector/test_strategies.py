@@ -12,9 +12,9 @@ from leased.collector.governance.register import Issued, Register
 from leased.collector.governance.strategies import ACTION, Strategies
 from leased.collector.planning.allocation_history import allocations
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
 from leased.terms.identity import TenantId
+from leased.terms.moment import HOUR_NS
 from leased.terms.policy import Allocation, Policy, Strategy, canonical
 from leased.terms.resource import ResourceKind, TierKind
 from tests.doubles.accounts import WrittenSource

@@ -43,12 +43,13 @@ from leased.economics.attribution import Basis, Spread
 from leased.economics.bill_text import terms_of
 from leased.economics.billing import Bill, Month, make_bill
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.hourly import NodeSpan
 from leased.economics.meter import UsageKey
 from leased.economics.rates import RateCard
 from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.identity import is_tenant, parse_tenant
 from leased.terms.lease import AccountingTag
+from leased.terms.moment import DAY_NS, HOUR_NS
 
 TOP: Final = 10
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -188,7 +189,7 @@ class Accounts:
         """What `tenant` held, by "hour", "day" or the "total"; by the lease: `lease_rows`."""
         if not any(contract.tenant == tenant for contract in self.terms.contracts):
             tenant = self.known(tenant)
-        buckets = {"hour": HOUR_NS, "day": periods.DAY_NS, "total": 0}
+        buckets = {"hour": HOUR_NS, "day": DAY_NS, "total": 0}
         if granularity not in buckets:
             raise InvalidParameter("granularity", "one of hour, day, total")
         rows, cost = usage_rows(

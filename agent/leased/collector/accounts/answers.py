@@ -16,11 +16,10 @@ from fractions import Fraction
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from leased.economics.amounts import rounded
+from leased.economics.amounts import fixed, rounded
 from leased.economics.billing import BillLine
 from leased.economics.credits import Given
 from leased.economics.hourly import NodeSpan
-from leased.economics.statement import fixed
 
 
 def to_decimals(amount: Fraction, decimals: int) -> Decimal:

@@ -14,7 +14,8 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from leased.collector.accounts import periods
-from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.hourly import NodeSpan
+from leased.terms.moment import HOUR_NS
 
 AHEAD_NS: Final = HOUR_NS
 """Of a clock that is kept, and of who has no other: usage is by the hour."""

@@ -19,11 +19,10 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from leased.collector.accounts.answers import GroupCost, NamedCost, TenantCost
-from leased.economics.amounts import nearest, split, wholes
+from leased.economics.amounts import fixed, nearest, split, wholes
 from leased.economics.attribution import Basis, by_name
 from leased.economics.contracts import Terms
 from leased.economics.meter import UsageKey
-from leased.economics.statement import fixed
 
 OTHER: Final = "OTHER"
 Name = TypeVar("Name", str, str | None)

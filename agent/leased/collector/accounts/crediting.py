@@ -19,13 +19,12 @@ from typing import Final
 import msgspec
 
 from leased.collector.accounts.invoices import Invoices
-from leased.economics.amounts import exact, rounded, units
+from leased.economics.amounts import exact, fixed, rounded, units
 from leased.economics.bill_text import terms_of
 from leased.economics.billing import Bill
 from leased.economics.contracts import Credit, Terms
 from leased.economics.credits import Given, give
 from leased.economics.rates import NANO
-from leased.economics.statement import fixed
 from leased.terms.errors import ConfigError
 
 _NANO_DIGITS: Final = 9

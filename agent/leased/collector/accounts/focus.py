@@ -23,18 +23,16 @@ from typing import Final
 from leased.collector.accounts import periods
 from leased.collector.accounts.corrections import PREFIX
 from leased.collector.accounts.crediting import given_of
-from leased.economics.amounts import exact, split, units
+from leased.economics.amounts import exact, fixed, split, units
 from leased.economics.billing import Bill, BillLine
 from leased.economics.contracts import Terms
 from leased.economics.credits import named
-from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.economics.model_lines import card_kinds
 from leased.economics.pools import UNIT, Pool
-from leased.economics.rates import PERMILLE
-from leased.economics.statement import fixed
 from leased.terms.lease import SYNTHETIC, AccountingTag
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_S
+from leased.terms.quantity import WHOLE_PM
 from leased.terms.resource import ResourceKind
 
 COLUMNS: Final = (
@@ -205,7 +203,7 @@ def _name(one: enum.Enum) -> str:
 
 def _quantity(line: BillLine) -> Fraction:
     """The exact quantity of a line of the rate card, from its exact cost."""
-    price = Fraction(line.unit_price) * Fraction(line.multiplier_pm, PERMILLE)
+    price = Fraction(line.unit_price) * Fraction(line.multiplier_pm, WHOLE_PM)
     return Fraction(line.cost_exact) / price if price else Fraction(line.quantity)
 
 
@@ -215,11 +213,11 @@ def _usage_rows(
     shares = split(units(line.total, bill.decimals), [amount for _, _, amount in parts])
     unit = UNIT[ResourceKind[(line.kind or "").upper()]] * NS_PER_S
     listed = Fraction(line.unit_price)
-    price = listed * Fraction(line.multiplier_pm, PERMILLE)
+    price = listed * Fraction(line.multiplier_pm, WHOLE_PM)
     for (day, tag, amount), share in zip(parts, shares, strict=True):
         quantity = Fraction(amount, unit)
-        start_ns = max(day * periods.DAY_NS, window[0])
-        end_ns = min((day + 1) * periods.DAY_NS, window[1])
+        start_ns = max(day * DAY_NS, window[0])
+        end_ns = min((day + 1) * DAY_NS, window[1])
         billed = fixed(share, bill.decimals)
         yield (
             _row(bill)
@@ -265,7 +263,7 @@ def _whole_row(bill: Bill, line: BillLine) -> dict[str, str]:
     fee = line.unit == FEE_UNIT
     # Of the quantity as it is written, which may have been rounded: readers multiply.
     listed, quantity = Fraction(line.unit_price), Fraction(line.quantity)
-    price = listed * Fraction(line.multiplier_pm, PERMILLE)
+    price = listed * Fraction(line.multiplier_pm, WHOLE_PM)
     return (
         row
         | _service(line)

@@ -17,9 +17,9 @@ import msgspec
 
 from leased.collector.accounts import periods
 from leased.durable.files import DirectoryDisk, write_whole
+from leased.economics.amounts import fixed
 from leased.economics.contracts import CardVersion, Terms
 from leased.economics.rates import RateCard
-from leased.economics.statement import fixed
 from leased.terms.errors import ConfigError, StateError
 
 FILE: Final = "infrastructure.json"

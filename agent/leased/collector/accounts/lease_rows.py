@@ -26,11 +26,12 @@ from leased.collector.accounts.periods import Window
 from leased.collector.accounts.usage_rows import Priced, priced, row_of
 from leased.collector.archive.archive import ArchiveReader
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.hourly import NodeSpan
 from leased.economics.intervals import Ledger
 from leased.economics.peaks import labelled, peak
 from leased.economics.pools import Interval, Pool
 from leased.terms.errors import InvalidParameter, StateError
+from leased.terms.moment import HOUR_NS
 
 LEASES_MAX: Final = 100_000
 """In one answer: fifty megabytes of it."""

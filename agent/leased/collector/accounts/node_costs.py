@@ -26,10 +26,8 @@ from leased.collector.accounts.answers import Interval, Reach
 from leased.collector.accounts.periods import Window
 from leased.collector.accounts.priced_cells import cut
 from leased.collector.metering.sources import NodeAmount
-from leased.economics.amounts import nearest, rounded
-from leased.economics.attribution import plain_cost
+from leased.economics.amounts import fixed, nearest, rounded
 from leased.economics.pools import Pool
-from leased.economics.statement import fixed
 from leased.terms.resource import ResourceKind, TierKind
 
 _Cell = tuple[Pool, ResourceKind, TierKind | None]
@@ -73,7 +71,7 @@ def node_costs(accounts: Accounts, window: Window) -> NodeCosts:
             amounts.append(one)
             mine = sums.setdefault(one.node_id, [Fraction(0)] * 6)
             for at, amount in enumerate(_parts(one)):
-                mine[at] += plain_cost(costs, one.kind, one.tier, amount)
+                mine[at] += costs.cost(amount, one.kind, one.tier, None)
     ranked = sorted(sums.items(), key=lambda item: (-item[1][4], item[0]))
     scale = 10**card.decimals
     whole = [sum((parts[at] for parts in sums.values()), Fraction(0)) for at in range(6)]

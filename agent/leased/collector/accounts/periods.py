@@ -18,10 +18,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 
 from leased.economics.billing import Month
-from leased.economics.hourly import HOUR_NS
 from leased.terms.errors import InvalidParameter
-from leased.terms.moment import DAY_NS as DAY_NS
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_S
 
 PERIOD_NS_MAX: Final = 800 * DAY_NS
 _UNITS: Final = {"h": HOUR_NS, "d": DAY_NS, "w": 7 * DAY_NS}

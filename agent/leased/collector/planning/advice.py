@@ -148,8 +148,7 @@ def sensitivities(
         card = accounts.terms.cards[accounts.terms.card_number(key.bucket)].card
         cost = card.cost(amount, key.kind, key.tier, key.priority)
         kinds = costs.setdefault((key.tenant, key.tag.project if key.tag else ""), {})
-        priced = Fraction(cost.numerator, cost.denominator)
-        kinds[key.kind] = kinds.get(key.kind, Fraction(0)) + priced
+        kinds[key.kind] = kinds.get(key.kind, Fraction(0)) + cost
     rows = [
         row
         for (tenant, project), kinds in sorted(costs.items())

@@ -35,7 +35,6 @@ from leased.collector.accounts.periods import Window
 from leased.collector.metering.sources import Held, Quiet
 from leased.collector.planning.thresholds import Load, Thresholds, alerts, scaling
 from leased.economics.amounts import exact
-from leased.economics.attribution import plain_cost
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
@@ -219,17 +218,15 @@ def infrastructure_cost(
     accounts: Accounts, kind: ResourceKind, tier: TierKind | None, amount: int
 ) -> Fraction:
     """What having so much capacity x ns cost, whoever held it."""
-    hour = list_price(accounts.infrastructure(), kind, tier)
-    return hour * Fraction(amount, UNIT[kind] * HOUR_NS)
+    return accounts.infrastructure().cost(amount, kind, tier, None)
 
 
 def list_cost(accounts: Accounts, key: UsageKey, amount: int) -> Fraction:
     """What having so much capacity x ns costs by the list of its hour, whatever its priority."""
     card = accounts.terms.cards[accounts.terms.card_number(key.bucket)].card
-    hour = list_price(card, key.kind, key.tier)
-    return hour * Fraction(amount, UNIT[key.kind] * HOUR_NS)
+    return card.cost(amount, key.kind, key.tier, None)
 
 
 def list_price(card: RateCard, kind: ResourceKind, tier: TierKind | None) -> Fraction:
     """Of one unit for an hour, whatever the priority."""
-    return plain_cost(card, kind, tier, UNIT[kind] * HOUR_NS)
+    return card.cost(UNIT[kind] * HOUR_NS, kind, tier, None)

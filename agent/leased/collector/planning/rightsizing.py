@@ -25,10 +25,9 @@ from leased.collector.accounts.answers import Reach
 from leased.collector.fleet import Fleet
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import Spread, Store
-from leased.economics.amounts import rounded
+from leased.economics.amounts import fixed, rounded
 from leased.economics.pools import UNIT
 from leased.economics.rates import RateCard
-from leased.economics.statement import fixed
 from leased.terms.lease import Priority
 from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind, TierKind
@@ -140,8 +139,7 @@ def _spared(one: _Template, card: RateCard, kind: ResourceKind, wanted: int) -> 
     found = Fraction(0)
     for (tier, priority, capacity), windows in one.held.items():
         more = max(0, capacity - wanted) * windows
-        cost = card.cost(more * HOUR_NS * MONTH_H, kind, tier, priority)
-        found += Fraction(cost.numerator, cost.denominator)
+        found += card.cost(more * HOUR_NS * MONTH_H, kind, tier, priority)
     return found
 
 

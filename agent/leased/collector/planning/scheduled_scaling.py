@@ -27,7 +27,7 @@ from leased.collector.planning import capacity
 from leased.collector.planning.history import begun_ns
 from leased.economics.pools import Pool
 from leased.terms.errors import ConfigError, InvalidParameter
-from leased.terms.moment import HOUR_NS
+from leased.terms.moment import DAY_NS, HOUR_NS
 from leased.terms.reading import Keys, fields, integer, rows, section, table, text
 from leased.terms.resource import ResourceKind
 
@@ -108,7 +108,7 @@ def scheduled_scaling(
     """Of the last `period`. Raises InvalidParameter, NoData."""
     config = config or ScalingConfig()
     window = accounts.last(period)
-    if window.to_ns - window.from_ns > DAYS_MAX * periods.DAY_NS:
+    if window.to_ns - window.from_ns > DAYS_MAX * DAY_NS:
         raise InvalidParameter("period", f"at most {DAYS_MAX}d")
     begin_ns = begun_ns(accounts) // HOUR_NS * HOUR_NS
     window = Window(min(max(window.from_ns, begin_ns), window.to_ns), window.to_ns)
