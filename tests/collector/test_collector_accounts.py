@@ -33,6 +33,7 @@ from leased.economics.rates import DEFAULT_CARD, NANO, Rate, RateCard
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.lease import AccountingTag, Priority
 from leased.terms.moment import DAY_NS, HOUR_NS
+from leased.terms.quantity import print_instant
 from leased.terms.resource import ResourceKind
 from tests.doubles.accounts import GIB, JANUARY_HOURS, JANUARY_NS, NODE, WrittenSource
 from tests.doubles.economics_history import History, memory, subject
@@ -439,7 +440,7 @@ def test_a_node_is_idle_since_it_is_and_the_week_is_a_week():
     card = RateCard(tuple(Rate(kind, 125_000_000 // 900) for kind in ResourceKind), "USD", 2)
     told = looks.idle(Accounts(source, Terms(infrastructure=card)))
     (row,) = told.idle_resources
-    assert (row.idle_since, row.idle_hours) == (periods.instant(end - 240 * HOUR_NS), 240)
+    assert (row.idle_since, row.idle_hours) == (print_instant(end - 240 * HOUR_NS), 240)
     assert (row.wasted_cost, told.total_waste_last_7d) == (Decimal("120.00"), Decimal("84.00"))
 
 

@@ -50,6 +50,7 @@ from leased.collector.retention_waits import asked_for, back, known_ns, usage_be
 from leased.durable.files import make_durably
 from leased.economics.contracts import Terms
 from leased.terms.moment import DAY_NS
+from leased.terms.quantity import print_instant
 
 T = TypeVar("T")
 Do = Callable[[Callable[[], Any]], Any]
@@ -123,7 +124,7 @@ def plan(state: Path, rule: Rule, terms: Terms, now_ns: int) -> Plan:
 
 def _held(entry: LogEntry) -> str:
     if entry.verdict not in SOUND:
-        return f"{entry.verdict} since {periods.instant(entry.since_ns)}: its records are evidence"
+        return f"{entry.verdict} since {print_instant(entry.since_ns)}: its records are evidence"
     if not entry.cosigned_size:
         return "nothing of it was cosigned yet"
     return ""

@@ -23,11 +23,13 @@ from leased.collector.accounts.answers import (
     Summary,
     UsageReport,
     credit_item,
+    interval_of,
     line_item,
+    to_decimals,
 )
 from leased.collector.accounts.corrections import corrections_of, settled_apart
-from leased.collector.accounts.cost_answers import chargeback_of, costs_of, interval_of
-from leased.collector.accounts.cost_shares import GroupBy, money
+from leased.collector.accounts.cost_answers import chargeback_of, costs_of
+from leased.collector.accounts.cost_shares import GroupBy
 from leased.collector.accounts.crediting import apart, given_of, on_bill
 from leased.collector.accounts.focus import focus_csv, focus_rows
 from leased.collector.accounts.focus_1_4 import VERSIONS, focus_1_4_rows
@@ -38,7 +40,7 @@ from leased.collector.accounts.priced_cells import billed_cells, priced_sums
 from leased.collector.accounts.reaching import reach_now, reach_of
 from leased.collector.accounts.usage_rows import usage_rows
 from leased.collector.metering.sources import Held, Source
-from leased.economics.amounts import rounded, units
+from leased.economics.amounts import units
 from leased.economics.attribution import Basis, Spread
 from leased.economics.bill_text import terms_of
 from leased.economics.billing import Bill, Month, make_bill
@@ -208,7 +210,7 @@ class Accounts:
             self.terms.currency,
             rows,
             tasks,
-            money(rounded(cost, self.terms.decimals), self.terms.decimals),
+            to_decimals(cost, self.terms.decimals),
             self.reach(window),
         )
 

@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from leased.collector.accounts.answers import GroupCost, NamedCost, TenantCost
-from leased.economics.amounts import fixed, nearest, split, wholes
+from leased.collector.accounts.answers import GroupCost, NamedCost, TenantCost, money
+from leased.economics.amounts import nearest, split, wholes
 from leased.economics.attribution import Basis, by_name
 from leased.economics.contracts import Terms
 from leased.economics.meter import UsageKey
@@ -114,8 +114,3 @@ def named_costs(
         NamedCost(name, money(amounts[name], decimals), Decimal(share).scaleb(-2))
         for (name, _), share in zip(found, hundredths, strict=True)
     ]
-
-
-def money(amount: int, decimals: int) -> Decimal:
-    """Whole units of 10**-decimals as a number."""
-    return Decimal(fixed(amount, decimals))

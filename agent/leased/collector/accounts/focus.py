@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Final
 
-from leased.collector.accounts import periods
 from leased.collector.accounts.corrections import PREFIX
 from leased.collector.accounts.crediting import given_of
 from leased.economics.amounts import exact, fixed, split, units
@@ -32,7 +31,7 @@ from leased.economics.model_lines import card_kinds
 from leased.economics.pools import UNIT, Pool
 from leased.terms.lease import SYNTHETIC, AccountingTag
 from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_S
-from leased.terms.quantity import WHOLE_PM
+from leased.terms.quantity import WHOLE_PM, print_instant
 from leased.terms.resource import ResourceKind
 
 COLUMNS: Final = (
@@ -226,8 +225,8 @@ def _usage_rows(
                 "ChargeCategory": "Usage",
                 "ChargeDescription": line.description,
                 "ChargeFrequency": "Usage-Based",
-                "ChargePeriodStart": periods.instant(start_ns),
-                "ChargePeriodEnd": periods.instant(end_ns),
+                "ChargePeriodStart": print_instant(start_ns),
+                "ChargePeriodEnd": print_instant(end_ns),
                 "BilledCost": billed,
                 "EffectiveCost": billed,
                 "ListCost": exact(listed * quantity),
@@ -331,7 +330,7 @@ def unit_name(unit: str) -> str:
 
 def _row(bill: Bill) -> dict[str, str]:
     """What every row of a bill has."""
-    start, end = periods.instant(int(bill.from_ns)), periods.instant(int(bill.to_ns))
+    start, end = print_instant(int(bill.from_ns)), print_instant(int(bill.to_ns))
     category, sub, name = _OTHER
     return dict.fromkeys((*COLUMNS, *CUSTOM), "") | {
         "BillingAccountId": bill.tenant,

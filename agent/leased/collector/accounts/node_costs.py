@@ -22,11 +22,11 @@ import msgspec
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Interval, Reach
+from leased.collector.accounts.answers import Interval, Reach, interval_of, money
 from leased.collector.accounts.periods import Window
 from leased.collector.accounts.priced_cells import cut
 from leased.collector.metering.sources import NodeAmount
-from leased.economics.amounts import fixed, nearest, rounded
+from leased.economics.amounts import nearest, rounded
 from leased.economics.pools import Pool
 from leased.terms.resource import ResourceKind, TierKind
 
@@ -84,13 +84,12 @@ def node_costs(accounts: Accounts, window: Window) -> NodeCosts:
 
     def figures(parts: Iterable[int]) -> list[Decimal]:
         told = list(parts)
-        return [Decimal(fixed(amount, card.decimals)) for amount in (sum(told), *told)]
+        return [money(amount, card.decimals) for amount in (sum(told), *told)]
 
     everything = figures(fleet)
-    begin, end = periods.instant(window.from_ns), periods.instant(window.to_ns)
     return NodeCosts(
         f"{periods.day(window.from_ns)}/{periods.day(window.to_ns)}",
-        Interval(begin, end),
+        interval_of(window),
         [
             NodeCost(node, *figures(column[row] for column in columns))
             for row, (node, _) in enumerate(ranked)

@@ -28,6 +28,7 @@ from leased.collector.accounts.answers import (
     IdleResource,
     Utilization,
     Workers,
+    cut,
     to_decimals,
 )
 from leased.collector.accounts.clocks import AHEAD_NS
@@ -40,6 +41,7 @@ from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
 from leased.terms.moment import HOUR_NS, MINUTE_NS
 from leased.terms.policy import Policy
+from leased.terms.quantity import print_instant
 from leased.terms.resource import ResourceKind, TierKind
 
 WEEK: Final = "7d"
@@ -89,7 +91,7 @@ def capacity(
     when = {"changed_ns": changed_ns, "now_ns": now_ns}
     return Capacity(
         CurrentCapacity(amounts["cpu"], amounts["mem"], workers, amounts),
-        Utilization(_cut(cpu), _cut(memory), _cut(overall)),
+        Utilization(*(None if one is None else cut(one, 2) for one in (cpu, memory, overall))),
         Headroom(soft.overage_percent, soft.overage_minutes),
         alerts(loads, marks, queue_depth),
         _advice(accounts, held, workers, marks, **when),
@@ -132,10 +134,6 @@ def _sums(held: Iterable[Held], kind: ResourceKind) -> tuple[int, int]:
 def _share(held: Iterable[Held], kind: ResourceKind) -> Fraction | None:
     total, used = _sums(held, kind)
     return Fraction(used, total) if total else None
-
-
-def _cut(share: Fraction | None) -> Decimal | None:
-    return None if share is None else Decimal(int(share * 100)).scaleb(-2)
 
 
 def _units(amount: int, unit: int) -> Decimal:
@@ -184,7 +182,7 @@ def idle(accounts: Accounts) -> Idle:
 def _idle_row(stretch: Quiet, cost: Fraction, decimals: int) -> IdleResource:
     return IdleResource(
         stretch.node_id,
-        periods.instant(stretch.from_ns),
+        print_instant(stretch.from_ns),
         (stretch.to_ns - stretch.from_ns) // HOUR_NS,
         to_decimals(cost, decimals),
         "Scale down or terminate",

@@ -18,7 +18,6 @@ from typing import Final
 
 import msgspec
 
-from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Idle, IdleResource, to_decimals
 from leased.collector.holdings import Holdings
@@ -26,6 +25,7 @@ from leased.collector.planning import capacity
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import IdleStretch, Store
 from leased.terms.moment import NS_PER_S
+from leased.terms.quantity import print_instant
 from leased.terms.resource import ResourceKind
 
 WEEK_S: Final = 7 * 24 * 3_600
@@ -81,7 +81,7 @@ def _cost(accounts: Accounts, one: IdleStretch, holdings: Holdings | None) -> Fr
 def _row(one: IdleStretch, cost: Fraction, decimals: int) -> IdleResource:
     return IdleResource(
         one.lease,
-        periods.instant(one.begin_s * NS_PER_S),
+        print_instant(one.begin_s * NS_PER_S),
         (one.end_s - one.begin_s) // 3_600,
         to_decimals(cost, decimals),
         "Release it, or ask for less",

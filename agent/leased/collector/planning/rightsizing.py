@@ -21,11 +21,10 @@ from typing import Final
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.answers import Reach, to_decimals
 from leased.collector.fleet import Fleet
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import Spread, Store
-from leased.economics.amounts import fixed, rounded
 from leased.economics.pools import UNIT
 from leased.economics.rates import RateCard
 from leased.terms.lease import Priority
@@ -110,7 +109,7 @@ def rightsizing(
     spreads = store.spreads(USED, begin_s, end_s) if store is not None else []
     found = _templates(fleet, spreads)
     card = accounts.terms.card_at(accounts.now_ns())
-    decimals, rows, unknown = accounts.terms.decimals, [], 0
+    rows, unknown = list[RightSize](), 0
     for (name, kind), one in sorted(found.items()):
         if one.windows < WINDOWS_MIN or not one.most_ppm:
             unknown += 1
@@ -124,9 +123,9 @@ def rightsizing(
         if wanted >= one.capacity:
             continue
         spared = Fraction(_spared(one, card, kind, wanted), max(1, (end_s - begin_s) // WINDOW_S))
-        saved = rounded(spared, decimals)
+        saved = to_decimals(spared, accounts.terms.decimals)
         if saved > 0:
-            rows.append(_row(name, kind, one, int(wanted), used_ppm, percentile, saved, decimals))
+            rows.append(_row(name, kind, one, int(wanted), used_ppm, percentile, saved))
     rows = _by_component(rows)
     rows.sort(key=lambda row: (-row.estimated_savings_monthly, row.component))
     how = (period, percentile, unknown, accounts.reach_now())
@@ -177,8 +176,7 @@ def _row(
     wanted: int,
     used_ppm: int,
     percentile: int,
-    saved: int,
-    decimals: int,
+    saved: Decimal,
 ) -> RightSize:
     key, suffix = _NAMES[kind]
     unit = UNIT[kind]
@@ -190,7 +188,7 @@ def _row(
         {key: _amount(wanted, unit) + suffix},
         f"The {what} of use is {used_ppm // 10_000}% {title}; the target is "
         f"{TARGET_PM[kind] // 10}%",
-        Decimal(fixed(saved, decimals)),
+        saved,
         one.leases,
         one.windows,
     )

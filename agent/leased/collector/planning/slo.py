@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Reach, to_decimals
+from leased.collector.accounts.answers import Reach, cut, to_decimals
 from leased.collector.accounts.periods import duration
 from leased.collector.fleet import Fleet
 from leased.collector.planning.attainment import Ends, together
@@ -175,7 +175,7 @@ def _per_second(per_hour: int) -> str:
 
 def _cut(share: Fraction) -> Decimal:
     """To six digits, never rounded up."""
-    return Decimal(int(share * 10**6)).scaleb(-6).normalize() + 0
+    return cut(share, 6).normalize() + 0
 
 
 assert HOUR_NS == SECONDS * 10**9

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Reach, to_decimals
+from leased.collector.accounts.answers import Reach, cut, to_decimals
 from leased.collector.accounts.periods import Window
 from leased.collector.planning import capacity
 from leased.economics.pools import Pool
@@ -126,8 +126,8 @@ def spot(
         to_decimals(now, decimals),
         mix(min(wanted, eligible)) if known and eligible is not None else None,
         [mix(Fraction(one, 1000)) for one in shares] if known else [],
-        _cut(wanted),
-        None if eligible is None else _cut(eligible),
+        cut(wanted, 3),
+        None if eligible is None else cut(eligible, 3),
         to_decimals(Fraction(MONTH_NS, config.interrupted_every_ns), 3),
         to_decimals(Fraction(config.undone_ns, config.interrupted_every_ns), 6),
         _break_even(config),
@@ -163,7 +163,7 @@ def _mix(
     cost = expected_cost(now, spot_share, factor)
     saved = now - cost
     return SpotMix(
-        _cut(spot_share),
+        cut(spot_share, 3),
         to_decimals(cost, decimals),
         to_decimals(cost * MONTH_H, decimals),
         to_decimals(saved * MONTH_H, decimals),
@@ -178,11 +178,6 @@ def _break_even(config: SpotConfig) -> Decimal | None:
         return None
     dearer = Fraction(1000 - config.price_pm, config.price_pm)
     return to_decimals(dearer * MONTH_NS / config.undone_ns, 1)
-
-
-def _cut(share_of: Fraction) -> Decimal:
-    """To three digits, never rounded up."""
-    return Decimal(int(share_of * 1000)).scaleb(-3)
 
 
 KEYS: Final[Keys] = {
