@@ -12,7 +12,8 @@ import msgspec
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.fleet import Fleet
 from leased.collector.node_view import NodeView
-from leased.collector.planning.rightsizing import MONTH_H, rightsizing
+from leased.collector.planning.capacity import MONTH_H
+from leased.collector.planning.rightsizing import rightsizing
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import WINDOW_S, Rollup
 from leased.collector.telemetry.store import Store

@@ -24,11 +24,12 @@ from leased.collector.governance.dimensions import BY_KIND
 from leased.collector.governance.fairness import entitled, evenness
 from leased.collector.governance.strategies import plans_of
 from leased.economics.amounts import split
+from leased.terms.moment import MINUTE_NS
 from leased.terms.policy import Allocation, Policy, Strategy
 from leased.terms.quantity import print_instant
 from leased.terms.resource import ResourceKind
 
-WANTED_NS: Final = 60 * 10**9
+WANTED_NS: Final = MINUTE_NS
 _PARTS: Final = 10_000
 _CPU: Final = ResourceKind.CPU
 _Amounts = dict[ResourceKind, int]

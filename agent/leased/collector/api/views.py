@@ -46,13 +46,13 @@ from leased.collector.governance.lending import lent
 from leased.collector.governance.quotas import Limit, Per
 from leased.collector.node_view import NodeView
 from leased.collector.planning.compliance import HOURS, Tally
-from leased.terms.moment import HOUR_NS, NS_PER_S
+from leased.terms.moment import HOUR_NS, MINUTE_NS, NS_PER_S
 from leased.terms.policy import Policy
 from leased.terms.quantity import print_instant
 from leased.terms.resource import ResourceKind
 
 PRIMARY: Final = "cpu_cores"
-THROTTLED_NS: Final = 60 * 10**9
+THROTTLED_NS: Final = MINUTE_NS
 
 
 class Views:

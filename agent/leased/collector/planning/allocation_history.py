@@ -23,7 +23,7 @@ from leased.collector.accounts.answers import Interval, Reach, cut, interval_of
 from leased.collector.governance.fairness import entitled, evenness
 from leased.collector.governance.strategies import Plans
 from leased.economics.pools import Pool
-from leased.terms.moment import HOUR_NS, NS_PER_S
+from leased.terms.moment import HOUR_NS, HOUR_S, NS_PER_S
 from leased.terms.policy import Allocation
 from leased.terms.quantity import print_instant
 from leased.terms.resource import UNIT, ResourceKind
@@ -96,7 +96,7 @@ def allocations(
     used: Mapping[int, tuple[int, int]] = {}
     if shares is not None:
         begin_s, end_s = window.from_ns // NS_PER_S, window.to_ns // NS_PER_S
-        used = shares(kind.name.lower(), begin_s, end_s, hours * 3600)
+        used = shares(kind.name.lower(), begin_s, end_s, hours * HOUR_S)
     points = [
         _point(
             window.from_ns + point * hours * HOUR_NS,

@@ -45,6 +45,7 @@ from leased.terms.quantity import print_instant
 from leased.terms.resource import ResourceKind, TierKind
 
 WEEK: Final = "7d"
+MONTH_H: Final = 730
 KINDS: Final = {
     "cpu": ResourceKind.CPU,
     "memory": ResourceKind.MEM,

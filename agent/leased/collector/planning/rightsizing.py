@@ -23,6 +23,7 @@ import msgspec
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Reach, to_decimals
 from leased.collector.fleet import Fleet
+from leased.collector.planning.capacity import MONTH_H
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import Spread, Store
 from leased.economics.pools import UNIT
@@ -31,7 +32,6 @@ from leased.terms.lease import Priority
 from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind, TierKind
 
-MONTH_H: Final = 730
 USED: Final = "leased.lease.utilization"
 WINDOWS_MIN: Final = 12
 """An hour of windows: less says nothing about a peak."""

@@ -26,11 +26,10 @@ from leased.collector.planning import capacity
 from leased.economics.pools import Pool
 from leased.terms.errors import ConfigError
 from leased.terms.lease import Priority
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_S
 from leased.terms.reading import Keys, duration, member, rows, section, share
 
-MONTH_H: Final = 730
-MONTH_NS: Final = MONTH_H * 3_600 * NS_PER_S
+MONTH_NS: Final = capacity.MONTH_H * HOUR_NS
 SHARES_PM: Final = (0, 250, 500, 750, 1000)
 """Beside the share that is aimed at, where none are named."""
 
@@ -41,7 +40,7 @@ class SpotConfig(msgspec.Struct, frozen=True):
 
     target_pm: int = 700
     price_pm: int = 350
-    interrupted_every_ns: int = 30 * 24 * 3_600 * NS_PER_S
+    interrupted_every_ns: int = 30 * DAY_NS
     lost_work_ns: int = 1_800 * NS_PER_S
     restart_ns: int = 300 * NS_PER_S
     eligible: tuple[Priority, ...] = (Priority.STANDARD, Priority.SCAVENGER)
@@ -165,8 +164,8 @@ def _mix(
     return SpotMix(
         cut(spot_share, 3),
         to_decimals(cost, decimals),
-        to_decimals(cost * MONTH_H, decimals),
-        to_decimals(saved * MONTH_H, decimals),
+        to_decimals(cost * capacity.MONTH_H, decimals),
+        to_decimals(saved * capacity.MONTH_H, decimals),
         to_decimals(saved * 100 / now, 1),
         spot_share <= eligible,
     )
