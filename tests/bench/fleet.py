@@ -28,11 +28,10 @@ from leased.chain.sealer import Sealer
 from leased.chain.signing import Signer
 from leased.chain.tree import EMPTY
 from leased.collector.archive.archive import Archive, LogEntry, Page
-from leased.economics.hourly import HOUR_NS
 from leased.terms import event as events
 from leased.terms.identity import BootId, CommandId, EventId, LeaseId, TenantId
 from leased.terms.lease import AccountingTag, Priority, Subject, Trust
-from leased.terms.moment import NS_PER_S, Moment
+from leased.terms.moment import HOUR_NS, NS_PER_S, Moment
 from leased.terms.resource import Allotment, Inventory, Resource, ResourceKind, TierKind
 from tests.bench.table import Say
 

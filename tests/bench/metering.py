@@ -50,7 +50,8 @@ from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
 from leased.economics.billing import Month, make_bill
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.hourly import NodeSpan
+from leased.terms.moment import HOUR_NS
 from tests.bench.fleet import BEGIN_NS, LENGTH_NS, MONTH, fleet_archive
 from tests.bench.loadgen import Figures
 from tests.bench.table import Say

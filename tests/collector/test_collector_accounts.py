@@ -28,11 +28,12 @@ from leased.economics.contracts import (
     UsageRates,
     check_terms,
 )
-from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
 from leased.economics.rates import DEFAULT_CARD, NANO, Rate, RateCard
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.lease import AccountingTag, Priority
+from leased.terms.moment import DAY_NS, HOUR_NS
+from leased.terms.quantity import print_instant
 from leased.terms.resource import ResourceKind
 from tests.doubles.accounts import GIB, JANUARY_HOURS, JANUARY_NS, NODE, WrittenSource
 from tests.doubles.economics_history import History, memory, subject
@@ -356,15 +357,15 @@ def test_without_a_node_there_is_no_data():
 
 
 def test_a_date_as_an_end_is_the_whole_of_its_day():
-    assert periods.window("2024-01-01", "2024-01-31").to_ns == JANUARY_NS + 31 * periods.DAY_NS
+    assert periods.window("2024-01-01", "2024-01-31").to_ns == JANUARY_NS + 31 * DAY_NS
     half_open = periods.window("2024-01-01T00:00:00Z", "2024-01-31T00:00:00Z")
-    assert half_open.to_ns == JANUARY_NS + 30 * periods.DAY_NS
+    assert half_open.to_ns == JANUARY_NS + 30 * DAY_NS
     assert periods.window("2024-01-01T01:00:00+01:00", "2024-01-01").from_ns == JANUARY_NS
 
 
 def test_a_month_is_that_of_the_tenants_time_zone():
     month = periods.month("2024-03", "America/New_York")
-    assert month.to_ns - month.from_ns == 31 * periods.DAY_NS - HOUR_NS  # the clocks go forward
+    assert month.to_ns - month.from_ns == 31 * DAY_NS - HOUR_NS  # the clocks go forward
     with pytest.raises(InvalidParameter):
         periods.month("2024-03", "Asia/Kathmandu")  # 05:45: not on a full hour
     with pytest.raises(InvalidParameter):
@@ -439,13 +440,13 @@ def test_a_node_is_idle_since_it_is_and_the_week_is_a_week():
     card = RateCard(tuple(Rate(kind, 125_000_000 // 900) for kind in ResourceKind), "USD", 2)
     told = looks.idle(Accounts(source, Terms(infrastructure=card)))
     (row,) = told.idle_resources
-    assert (row.idle_since, row.idle_hours) == (periods.instant(end - 240 * HOUR_NS), 240)
+    assert (row.idle_since, row.idle_hours) == (print_instant(end - 240 * HOUR_NS), 240)
     assert (row.wasted_cost, told.total_waste_last_7d) == (Decimal("120.00"), Decimal("84.00"))
 
 
 def test_a_forecast_sees_a_trend_and_the_days_of_the_week():
     source = WrittenSource()
-    source.spans = (msgspec.structs.replace(NODE, watermark_ns=JANUARY_NS + 120 * periods.DAY_NS),)
+    source.spans = (msgspec.structs.replace(NODE, watermark_ns=JANUARY_NS + 120 * DAY_NS),)
     for day in range(120):
         weekend = (day % 7) in (5, 6)
         cores = 100 + 2 * day - (40 if weekend else 0)
@@ -465,7 +466,7 @@ def test_a_forecast_sees_a_trend_and_the_days_of_the_week():
 
 
 def test_with_little_history_nothing_is_predicted():
-    source = WrittenSource(since_ns=JANUARY_NS + 20 * periods.DAY_NS)
+    source = WrittenSource(since_ns=JANUARY_NS + 20 * DAY_NS)
     source.hold("t", CPU, 1_000, range(1))
     told = forecast(Accounts(source, Terms()))
     assert told.predictions == [] and told.reason == "insufficient_history"

@@ -19,6 +19,7 @@ import pytest
 from leased.collector.accounts import periods
 from leased.collector.api.callers import hash_of
 from leased.collector.console import POLICY, pages
+from leased.terms.quantity import print_instant
 from tests.collector.test_collector_api_fleet import LAST_MONTH, await_books
 from tests.doubles.browser import Browser
 from tests.doubles.collector_server import REPOSITORY, CollectorServer
@@ -97,7 +98,7 @@ def test_every_view_shows_the_fleet_and_loads_nothing_from_elsewhere(
     # What is charted, and taken along as CSV, are the hours of the bill: all of its days.
     hours = browser.evaluate("document.querySelector('main a[download]').getAttribute('href')")
     month = periods.month(LAST_MONTH)
-    begin, end = periods.instant(month.from_ns), periods.instant(month.to_ns)
+    begin, end = print_instant(month.from_ns), print_instant(month.to_ns)
     assert f"&start={begin}&end={end}&" in hours and hours.endswith("format=csv")
     assert server.ask("GET", hours).status == 200
     text = show(browser, "tenants/tenant-acme")

@@ -14,9 +14,9 @@ from leased.collector.accounts.crediting import CreditLeft, left
 from leased.collector.accounts.invoices import Invoices
 from leased.economics.billing import Bill, Month, make_bill
 from leased.economics.contracts import CardVersion, Contract, Credit, Model, Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.rates import DEFAULT_CARD, NANO
 from leased.terms.errors import ConfigError
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind
 from tests.doubles.accounts import JANUARY_HOURS, JANUARY_NS, NODE, WrittenSource
 

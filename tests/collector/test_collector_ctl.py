@@ -17,12 +17,13 @@ import pytest
 from leased.chain.certificate import Role
 from leased.collector.archive.archive import Archive
 from leased.collector.case import EVIDENCE
-from leased.collector.demo import DAY_NS, Wish, make_fleet
+from leased.collector.demo import Wish, make_fleet
 from leased.collector.main import main as collector
 from leased.collector.metering.store import Store
 from leased.ctl.completion import script
 from leased.ctl.console import Console
 from leased.ctl.main import build_parser, main
+from leased.terms.moment import DAY_NS
 from tests.doubles.collector_server import CollectorServer, over_tls
 from tests.doubles.fleet_pki import FleetPki
 

@@ -34,10 +34,10 @@ from leased.economics.contracts import (
     Terms,
     UsageRates,
 )
-from leased.economics.hourly import HOUR_NS
 from leased.economics.rates import DEFAULT_CARD, NANO, Rate, RateCard
 from leased.terms.errors import InvalidParameter
 from leased.terms.lease import AccountingTag, Priority
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind, TierKind
 from tests.doubles.accounts import GIB, JANUARY_NS, WrittenSource
 from tests.doubles.host import not_proven

@@ -17,10 +17,10 @@ from leased.collector.accounts.accounts import Accounts, NoData, UnknownTenant
 from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.invoices import Invoices, NotSettled
 from leased.economics.contracts import CardVersion, Contract, Model, Plan, Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.rates import DEFAULT_CARD, NANO, Rate, RateCard
 from leased.terms.errors import StateError
 from leased.terms.lease import AccountingTag
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind, TierKind
 from tests.doubles.accounts import GIB, JANUARY_HOURS, JANUARY_NS, NODE, WrittenSource
 from tests.doubles.collector_server import REPOSITORY

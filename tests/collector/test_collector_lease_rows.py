@@ -37,10 +37,10 @@ from leased.collector.metering.store_source import StoreSource
 from leased.collector.retention_rule import Rule
 from leased.ctl.console import Console
 from leased.economics.contracts import CardVersion, Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.rates import DEFAULT_CARD, Rate
 from leased.terms.errors import InvalidParameter, StateError
 from leased.terms.event import Allocated, TeardownBegun
+from leased.terms.moment import HOUR_NS
 from leased.terms.policy import Policy
 from leased.terms.quantity import parse_instant
 from tests.doubles.demo_fleet import cosigned_fleet

@@ -20,10 +20,10 @@ from leased.collector.api.problems import Problem
 from leased.collector.api.reports import told
 from leased.collector.metering.sources import NodeAmount
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
 from leased.terms.errors import ConfigError, InvalidParameter, StateError
 from leased.terms.lease import AccountingTag
+from leased.terms.moment import HOUR_NS
 from leased.terms.reading import read_toml
 from leased.terms.resource import ResourceKind
 from tests.doubles.accounts import JANUARY_HOURS, JANUARY_NS, NODE, WrittenSource

@@ -37,14 +37,13 @@ from leased.collector.retention_rule import Rule
 from leased.collector.retention_waits import known_ns
 from leased.collector.verbs.store import compare
 from leased.ctl.console import Console
-from leased.economics.amounts import units
+from leased.economics.amounts import fixed, units
 from leased.economics.bill_text import parse_bill
 from leased.economics.billing import Bill
 from leased.economics.contracts import Contract, Model, Plan, Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.rates import NANO
-from leased.economics.statement import fixed
 from leased.terms.errors import StateError
+from leased.terms.moment import HOUR_NS
 from leased.terms.quantity import parse_instant
 from tests.collector.test_collector_api_fleet import await_books
 from tests.collector.test_collector_store import derived

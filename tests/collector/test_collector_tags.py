@@ -27,9 +27,9 @@ from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.verbs.store import compare
 from leased.economics.contracts import Contract, Model, Terms, UsageRates
-from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
 from leased.terms.lease import SYNTHETIC, AccountingTag
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind
 from tests.doubles.accounts import WrittenSource
 from tests.doubles.economics_history import History, memory, subject

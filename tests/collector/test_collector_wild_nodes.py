@@ -22,7 +22,6 @@ from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.invoices import Invoices
-from leased.collector.accounts.periods import DAY_NS
 from leased.collector.api.books import Books
 from leased.collector.archive.archive import Archive, LogEntry, Page
 from leased.collector.archive.manifest import Manifest
@@ -37,10 +36,9 @@ from leased.collector.planning.forecast import forecast
 from leased.collector.planning.reserving import reservations
 from leased.ctl.console import Console
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
 from leased.terms import event as e
 from leased.terms.errors import ChainError, ConfigError
-from leased.terms.moment import Moment
+from leased.terms.moment import DAY_NS, HOUR_NS, Moment
 from leased.terms.resource import AMOUNT_MAX
 from tests.collector.test_collector_ingest import node
 from tests.collector.test_collector_pull import Collector

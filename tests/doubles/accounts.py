@@ -15,10 +15,11 @@ from leased.collector.metering.sources import (
     cut_quiet,
     summed,
 )
-from leased.economics.hourly import HOUR_NS, NodeSpan, PeakKey
+from leased.economics.hourly import NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import Pool
 from leased.terms.lease import AccountingTag, Priority
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind, TierKind
 
 JANUARY_NS = 1_704_067_200 * 10**9

@@ -19,7 +19,7 @@ from leased.chain.note import NoteKey, parse_key
 from leased.chain.page import PAGE_BYTES_MAX
 from leased.durable.reading import read_text
 from leased.terms.errors import ChainError, ConfigError
-from leased.terms.moment import NS_PER_MS, NS_PER_S
+from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_MS, NS_PER_S
 from leased.terms.reading import (
     Keys,
     duration,
@@ -115,9 +115,9 @@ def _checked(config: PullConfig) -> PullConfig:
         ("pull.workers", config.workers, 1, 1_000),
         ("pull.page_size", config.page_bytes, 1, PAGE_BYTES_MAX),
         ("pull.wait", config.wait_ns, 0, 60 * NS_PER_S),
-        ("pull.interval", config.interval_ns, 100 * NS_PER_MS, 3600 * NS_PER_S),
-        ("pull.timeout", config.timeout_ns, 100 * NS_PER_MS, 3600 * NS_PER_S),
-        ("pull.cosign", config.cosign_ns, 1 * NS_PER_S, 24 * 3600 * NS_PER_S),
+        ("pull.interval", config.interval_ns, 100 * NS_PER_MS, HOUR_NS),
+        ("pull.timeout", config.timeout_ns, 100 * NS_PER_MS, HOUR_NS),
+        ("pull.cosign", config.cosign_ns, 1 * NS_PER_S, DAY_NS),
     )
     for key, value, least, most in limits:
         if not least <= value <= most:

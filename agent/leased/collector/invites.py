@@ -26,9 +26,10 @@ from leased.chain.invitation import Invitation
 from leased.collector.archive.manifest import BUSY_MS
 from leased.collector.archive.room import remedy
 from leased.terms.errors import StateError
+from leased.terms.moment import DAY_NS
 
 DATABASE: Final = "invites.sqlite"
-KEPT_NS: Final = 30 * 24 * 3600 * 10**9
+KEPT_NS: Final = 30 * DAY_NS
 """How long what became of an invite is remembered after its end."""
 
 _SCHEMA: Final = """

@@ -43,12 +43,14 @@ from leased.collector.metering.engines import load_store, maker
 from leased.collector.metering.frozen import Frozen
 from leased.collector.metering.rollup import Stretch
 from leased.collector.metering.sources import Quiet
-from leased.collector.metering.store import DAY_NS, Store
+from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.retention_rule import FOREVER, Rule, load_rule
 from leased.collector.retention_waits import asked_for, back, known_ns, usage_begin, waits
 from leased.durable.files import make_durably
 from leased.economics.contracts import Terms
+from leased.terms.moment import DAY_NS
+from leased.terms.quantity import print_instant
 
 T = TypeVar("T")
 Do = Callable[[Callable[[], Any]], Any]
@@ -122,7 +124,7 @@ def plan(state: Path, rule: Rule, terms: Terms, now_ns: int) -> Plan:
 
 def _held(entry: LogEntry) -> str:
     if entry.verdict not in SOUND:
-        return f"{entry.verdict} since {periods.instant(entry.since_ns)}: its records are evidence"
+        return f"{entry.verdict} since {print_instant(entry.since_ns)}: its records are evidence"
     if not entry.cosigned_size:
         return "nothing of it was cosigned yet"
     return ""

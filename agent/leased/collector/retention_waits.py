@@ -24,10 +24,11 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
 from leased.collector.governance.register import DATABASE as REGISTER
 from leased.collector.governance.register import Register
-from leased.collector.metering.store import DAY_NS, Store
+from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.retention_rule import Rule
 from leased.economics.contracts import Terms
+from leased.terms.moment import DAY_NS, NS_PER_S
 
 RETENTION_DAYS: Final = "log_retention_days"
 LATER: Final = "9999-99"
@@ -38,7 +39,7 @@ def back(now_ns: int, months: int | None) -> int | None:
     """The beginning of the month that is so many before the running one; None: no such."""
     if months is None:
         return None
-    now = datetime.fromtimestamp(now_ns // 10**9, UTC)
+    now = datetime.fromtimestamp(now_ns // NS_PER_S, UTC)
     name = periods.month_beside(f"{now.year:04}-{now.month:02}", -months)
     return None if name < "1970" else periods.month(name).from_ns
 
@@ -143,7 +144,7 @@ def asked_for(state: Path, floor_ns: int, now_ns: int) -> str:
 
 
 def _names(first_ns: int, end_ns: int) -> Iterator[str]:
-    at = datetime.fromtimestamp(max(0, first_ns) // 10**9, UTC)
+    at = datetime.fromtimestamp(max(0, first_ns) // NS_PER_S, UTC)
     while (month := periods.month(f"{at.year:04d}-{at.month:02d}")).to_ns <= end_ns:
         yield month.name
-        at = datetime.fromtimestamp(month.to_ns // 10**9, UTC)
+        at = datetime.fromtimestamp(month.to_ns // NS_PER_S, UTC)

@@ -8,6 +8,7 @@ log gives the same bytes on any machine. What is still open is counted and marke
 from __future__ import annotations
 
 import argparse
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,11 +19,12 @@ from leased.ctl.rate_file import CONFIG_FILE, load_cards
 from leased.ctl.usage_text import Verbs, verb
 from leased.ctl.whole_file import write_whole
 from leased.durable.reader import ReadLog, read_log
+from leased.economics.amounts import exact
 from leased.economics.intervals import Ledger, fold
 from leased.economics.meter import Sums, UsageKey, measure
 from leased.economics.peaks import Peak, peaks
 from leased.economics.pools import UNIT, UNIT_NAME, Interval, Pool
-from leased.economics.rates import Cost, RateCard
+from leased.economics.rates import RateCard
 from leased.economics.statement import Span, Statement, rate_text, state
 from leased.terms.errors import EX_IOERR, EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.identity import TenantId, parse_tenant
@@ -338,7 +340,7 @@ def _card_lines(card: RateCard) -> list[str]:
 
 def seconds(kind: ResourceKind, capacity_ns: int) -> str:
     """Capacity x ns as rate units x seconds, exactly."""
-    return Cost(capacity_ns, UNIT[kind] * NS_PER_S).exact()
+    return exact(Fraction(capacity_ns, UNIT[kind] * NS_PER_S))
 
 
 def _trimmed(text: str) -> str:

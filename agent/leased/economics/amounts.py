@@ -16,8 +16,6 @@ from fractions import Fraction
 from math import floor, lcm
 from typing import Final
 
-from leased.economics.statement import fixed
-
 QUANTITY_DECIMALS: Final = 9
 
 
@@ -25,6 +23,14 @@ def rounded(amount: Fraction, decimals: int) -> int:
     """`amount` in 10**-decimals units, half to even."""
     scale: int = 10**decimals
     return round(amount * scale)
+
+
+def fixed(amount: int, decimals: int) -> str:
+    """`amount` of 10**-decimals units as a decimal string with exactly `decimals` digits."""
+    if not decimals:
+        return str(amount)
+    whole, rest = divmod(abs(amount), 10**decimals)
+    return f"{'-' if amount < 0 else ''}{whole}.{rest:0{decimals}d}"
 
 
 def exact(amount: Fraction) -> str:
@@ -42,7 +48,7 @@ def exact(amount: Fraction) -> str:
 
 
 def units(text: str, decimals: int) -> int:
-    """Undo `statement.fixed`: a decimal string as units of 10**-decimals. Raises ValueError."""
+    """Undo `fixed`: a decimal string as units of 10**-decimals. Raises ValueError."""
     whole, _, fraction = text.removeprefix("-").partition(".")
     amount = int(whole) * int(10**decimals) + int(fraction.ljust(decimals, "0") or 0)
     return -amount if text.startswith("-") else amount

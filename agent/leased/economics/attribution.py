@@ -25,13 +25,14 @@ import msgspec
 from leased.economics.contracts import Terms, number_of
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
-from leased.economics.rates import PERMILLE, PICO, RateCard
-from leased.terms.lease import SYNTHETIC, Priority
+from leased.economics.rates import PICO
+from leased.terms.lease import SYNTHETIC
 from leased.terms.moment import NS_PER_S
-from leased.terms.resource import ResourceKind, TierKind
+from leased.terms.quantity import WHOLE_PM
+from leased.terms.resource import ResourceKind
 
 Name = TypeVar("Name", bound=Hashable)
-PARTS: Final = lcm(*UNIT.values()) * NS_PER_S * PICO * PERMILLE
+PARTS: Final = lcm(*UNIT.values()) * NS_PER_S * PICO * WHOLE_PM
 """No price of a raw unit x ns has a finer part of a unit of currency."""
 
 TYPE_OF: Final = {
@@ -159,10 +160,8 @@ class _Prices:
         found = self._known.get(what)
         if found is None:
             card = self._versions[number].card
-            plain = charged = plain_cost(card, key.kind, key.tier, 1)
-            if priority is not None:
-                cost = card.cost(1, key.kind, key.tier, priority)
-                charged = Fraction(0 if free else cost.numerator, cost.denominator)
+            charged = Fraction(0) if free else card.cost(1, key.kind, key.tier, priority)
+            plain = card.cost(1, key.kind, key.tier, None)
             found = self._known[what] = (_whole(charged), _whole(plain))
         return found
 
@@ -174,17 +173,6 @@ def _whole(price: Fraction) -> int:
 
 def _told(costs: Mapping[Name, int]) -> dict[Name, Fraction]:
     return {name: Fraction(cost, PARTS) for name, cost in costs.items()}
-
-
-def plain_cost(
-    card: RateCard, kind: ResourceKind, tier: TierKind | None, amount: int
-) -> Fraction:
-    """Of so much capacity x ns at the list price of the kind and tier, no priority."""
-    bare = RateCard(
-        tuple(rate for rate in card.rates if rate.priority is None), card.currency, card.decimals
-    )
-    cost = bare.cost(amount, kind, tier, Priority.STANDARD)
-    return Fraction(cost.numerator, cost.denominator)
 
 
 def _count(into: dict[Name, int], name: Name, cost: int) -> None:

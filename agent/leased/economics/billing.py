@@ -23,17 +23,18 @@ from typing import Any, Final
 
 import msgspec
 
-from leased.economics.amounts import decimal, exact, rounded
+from leased.economics.amounts import decimal, exact, fixed, rounded
 from leased.economics.bill_spans import Span, spans_of
 from leased.economics.contracts import Contract, Terms
 from leased.economics.credits import give, named
-from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.hourly import NodeSpan
 from leased.economics.meter import UsageKey
 from leased.economics.model_lines import Item, Metered, model_items
 from leased.economics.pools import Pool
 from leased.economics.rates import NANO, RATE_DIGITS
-from leased.economics.statement import canonical, fixed
+from leased.economics.statement import canonical
 from leased.terms.lease import SYNTHETIC
+from leased.terms.moment import HOUR_NS
 
 VERSION: Final = 1
 APART: Final = 2

@@ -17,9 +17,9 @@ from typing import Final
 
 import msgspec
 
-from leased.economics.hourly import HOUR_NS
 from leased.economics.rates import DEFAULT_CARD, RateCard, check
 from leased.terms.errors import ConfigError, InvalidParameter
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind
 
 NUMBER_MAX: Final = (1 << 63) - 1

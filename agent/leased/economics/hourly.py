@@ -23,8 +23,7 @@ from leased.economics.pools import Interval, Pool
 from leased.terms.event import Allocated, CordonChanged, Reclaimed, Released, Unfenced
 from leased.terms.identity import BootId, LeaseId
 from leased.terms.lease import SYNTHETIC
-from leased.terms.moment import HOUR_NS as HOUR_NS
-from leased.terms.moment import Moment
+from leased.terms.moment import HOUR_NS, Moment
 from leased.terms.resource import ResourceKind, TierKind
 
 

@@ -17,12 +17,12 @@ from typing import Final
 import msgspec
 
 from leased.economics.contracts import COVERED, Contract, Model, Plan, TaskTier, Terms, TierMode
-from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, UNIT_NAME
-from leased.economics.rates import NANO, PERMILLE, PICO
+from leased.economics.rates import NANO, PICO
 from leased.terms.lease import Priority
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_NS, NS_PER_S
+from leased.terms.quantity import WHOLE_PM
 from leased.terms.resource import ResourceKind, TierKind
 
 Row = tuple[ResourceKind, TierKind | None, Priority, int]
@@ -46,7 +46,7 @@ class Item(msgspec.Struct, frozen=True):
     kind: str | None = None
     tier: str | None = None
     priority: str | None = None
-    multiplier_pm: int = PERMILLE
+    multiplier_pm: int = WHOLE_PM
     card: int | None = None
     always: bool = False
 
@@ -114,7 +114,6 @@ def card_items(terms: Terms, metered: Metered, kinds: Sequence[ResourceKind]) ->
             continue
         amount = metered.rows[(kind, tier, priority, number)]
         card = terms.cards[number].card
-        cost = card.cost(amount, kind, tier, priority)
         words = [TITLE[kind]]
         if tier is not None:
             words.append(tier.name.lower())
@@ -123,7 +122,7 @@ def card_items(terms: Terms, metered: Metered, kinds: Sequence[ResourceKind]) ->
             Fraction(amount, UNIT[kind] * NS_PER_S),
             f"{UNIT_NAME[kind]}-second",
             Fraction(card.rate(kind, tier, priority).exact, PICO),
-            Fraction(cost.numerator, cost.denominator),
+            card.cost(amount, kind, tier, priority),
             kind.name.lower(),
             None if tier is None else tier.name.lower(),
             priority.name.lower(),

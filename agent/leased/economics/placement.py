@@ -21,8 +21,7 @@ import msgspec
 
 from leased.economics.heat import steered
 from leased.economics.sensitivity import Sensitivity
-
-PERMILLE: Final = 1000
+from leased.terms.quantity import WHOLE_PM
 
 
 class Strategy(enum.StrEnum):
@@ -97,15 +96,15 @@ def score(
             return None
         if lives_by and kind not in lives_by:
             continue
-        left.append((total - used - amount) * PERMILLE // total)
-        before.append(used * PERMILLE // total)
-        after.append((used + amount) * PERMILLE // total)
+        left.append((total - used - amount) * WHOLE_PM // total)
+        before.append(used * WHOLE_PM // total)
+        after.append((used + amount) * WHOLE_PM // total)
     if not left:
         return None
     fit = min(left)
-    pressure = PERMILLE - max(before)
+    pressure = WHOLE_PM - max(before)
     packed = sum(after) // len(after)
-    fragmentation = packed if strategy is Strategy.BINPACK else PERMILLE - packed
+    fragmentation = packed if strategy is Strategy.BINPACK else WHOLE_PM - packed
     weights = WEIGHTS[strategy]
     whole = (
         weights.fit * fit

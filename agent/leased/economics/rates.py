@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rates: what a capacity-second costs. The only place that divides money, and the only place that
-rounds.
+"""Rates: what a capacity-second costs.
 
 Rule: a rate is an integer of nano-units of currency per rate unit (GiB, GiB, Gbit/s, device, core)
 and second, and of thousandths of these: a GiB of cheap storage costs 8.75 of them. A cost is an
@@ -15,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from fractions import Fraction
 from typing import Final
 
 import msgspec
@@ -23,6 +23,7 @@ from leased.economics.pools import UNIT
 from leased.terms.errors import ConfigError
 from leased.terms.lease import Priority
 from leased.terms.moment import NS_PER_S
+from leased.terms.quantity import WHOLE_PM
 from leased.terms.resource import ResourceKind, TierKind
 
 NANO: Final = 1_000_000_000
@@ -30,8 +31,7 @@ PICO: Final = 1_000 * NANO
 RATE_DIGITS: Final = 12
 CURRENCY_CHARS_MAX: Final = 16
 DECIMALS_MAX: Final = 9
-PERMILLE: Final = 1_000
-MULTIPLIER_PM_MAX: Final = 1_000_000 * PERMILLE
+MULTIPLIER_PM_MAX: Final = 1_000_000 * WHOLE_PM
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -50,33 +50,6 @@ class Rate(msgspec.Struct, frozen=True):
         return self.nano * 1_000 + self.pico
 
 
-class Cost(msgspec.Struct, frozen=True):
-    """An exact amount of currency: `numerator` / `denominator` units. The denominator has no
-    factors but 2 and 5.
-    """
-
-    numerator: int
-    denominator: int
-
-    def exact(self) -> str:
-        """The amount as a decimal string, every digit of it."""
-        whole, rest = divmod(abs(self.numerator), self.denominator)
-        digits: list[str] = []
-        while rest:
-            digit, rest = divmod(rest * 10, self.denominator)
-            digits.append(str(digit))
-        sign = "-" if self.numerator < 0 else ""
-        return f"{sign}{whole}" + ("." + "".join(digits) if digits else "")
-
-    def rounded(self, decimals: int) -> int:
-        """The amount in 10**-decimals units, rounded half to even."""
-        quotient, rest = divmod(self.numerator * int(10**decimals), self.denominator)
-        twice = 2 * rest
-        if twice > self.denominator or (twice == self.denominator and quotient % 2):
-            quotient += 1
-        return quotient
-
-
 class RateCard(msgspec.Struct, frozen=True):
     """Prices. `decimals` is what a bill line is rounded to; `multipliers_pm` are per mille, per
     priority.
@@ -87,7 +60,7 @@ class RateCard(msgspec.Struct, frozen=True):
     decimals: int = 6
     multipliers_pm: tuple[tuple[Priority, int], ...] = ()
 
-    def rate(self, kind: ResourceKind, tier: TierKind | None, priority: Priority) -> Rate:
+    def rate(self, kind: ResourceKind, tier: TierKind | None, priority: Priority | None) -> Rate:
         """The most specific rate: (kind, tier, priority), else (kind, tier), else (kind)."""
         for wanted in ((kind, tier, priority), (kind, tier, None), (kind, None, None)):
             for rate in self.rates:
@@ -95,19 +68,20 @@ class RateCard(msgspec.Struct, frozen=True):
                     return rate
         raise ConfigError(f"rates.{kind.name.lower()}: no rate")
 
-    def multiplier_pm(self, priority: Priority) -> int:
+    def multiplier_pm(self, priority: Priority | None) -> int:
         """What a priority pays, in per mille of the rate."""
         for listed, multiplier_pm in self.multipliers_pm:
             if listed is priority:
                 return multiplier_pm
-        return PERMILLE
+        return WHOLE_PM
 
     def cost(
-        self, capacity_ns: int, kind: ResourceKind, tier: TierKind | None, priority: Priority
-    ) -> Cost:
-        """What `capacity_ns` (raw unit x ns) costs, exactly."""
+        self, capacity_ns: int, kind: ResourceKind, tier: TierKind | None, priority: Priority | None
+    ) -> Fraction:
+        """What `capacity_ns` (raw unit x ns) costs, exactly; a priority of None: by the list of its
+        kind and tier, whoever had it."""
         price = self.rate(kind, tier, priority).exact * self.multiplier_pm(priority)
-        return Cost(capacity_ns * price, UNIT[kind] * NS_PER_S * PICO * PERMILLE)
+        return Fraction(capacity_ns * price, UNIT[kind] * NS_PER_S * PICO * WHOLE_PM)
 
     def canonical(self) -> bytes:
         """The one encoding of this card: JSON, keys and rows sorted, integers only, no spaces."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-import msgspec
-
 
 class Sensitivity(enum.StrEnum):
     """How much a workload lives by a kind of resource."""
@@ -24,27 +22,20 @@ class Sensitivity(enum.StrEnum):
     UNUSED = "unused"
 
 
-class Borders(msgspec.Struct, frozen=True):
-    """Above which share each level begins: the source document's."""
-
-    critical_cost_pm: int = 500
-    critical_wait_pm: int = 300
-    moderate_cost_pm: int = 200
-    low_cost_pm: int = 50
+CRITICAL_COST_PM: Final = 500
+CRITICAL_WAIT_PM: Final = 300
+MODERATE_COST_PM: Final = 200
+LOW_COST_PM: Final = 50
+"""Above which share each level begins: the source document's."""
 
 
-BORDERS: Final = Borders()
-
-
-def sensitivity(
-    cost_pm: int, wait_pm: int, *, used: bool, borders: Borders = BORDERS
-) -> Sensitivity:
+def sensitivity(cost_pm: int, wait_pm: int, *, used: bool) -> Sensitivity:
     """How sensitive a workload is to a kind that is `cost_pm` of its cost and that it waited for
     `wait_pm` of its time."""
     if not used:
         return Sensitivity.UNUSED
-    if cost_pm > borders.critical_cost_pm or wait_pm > borders.critical_wait_pm:
+    if cost_pm > CRITICAL_COST_PM or wait_pm > CRITICAL_WAIT_PM:
         return Sensitivity.CRITICAL
-    if cost_pm > borders.moderate_cost_pm:
+    if cost_pm > MODERATE_COST_PM:
         return Sensitivity.MODERATE
-    return Sensitivity.LOW if cost_pm > borders.low_cost_pm else Sensitivity.INDIFFERENT
+    return Sensitivity.LOW if cost_pm > LOW_COST_PM else Sensitivity.INDIFFERENT

@@ -16,13 +16,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import msgspec
 
+from leased.economics.amounts import exact, fixed, rounded
 from leased.economics.peaks import labelled
 from leased.economics.pools import UNIT, UNIT_NAME, Interval, Pool
-from leased.economics.rates import RATE_DIGITS, Cost, Rate, RateCard
+from leased.economics.rates import RATE_DIGITS, Rate, RateCard
 from leased.economics.timeline import Timeline
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId
@@ -183,14 +185,6 @@ def canonical(document: dict[str, Any]) -> bytes:
     return text.encode("utf-8")
 
 
-def fixed(amount: int, decimals: int) -> str:
-    """`amount` of 10**-decimals units as a decimal string with exactly `decimals` digits."""
-    if not decimals:
-        return str(amount)
-    whole, rest = divmod(abs(amount), 10**decimals)
-    return f"{'-' if amount < 0 else ''}{whole}.{rest:0{decimals}d}"
-
-
 def _collect(
     intervals: Iterable[Interval], timeline: Timeline, tenant: TenantId, window: tuple[int, int]
 ) -> dict[_Key, _Sum]:
@@ -225,8 +219,7 @@ def _collect(
 
 def _line(key: _Key, found: _Sum, card: RateCard) -> tuple[Line, int]:
     cost = card.cost(found.capacity_ns, key.kind, key.tier, key.priority)
-    rounded = cost.rounded(card.decimals)
-    seconds = Cost(found.capacity_ns, UNIT[key.kind] * NS_PER_S)
+    told = rounded(cost, card.decimals)
     line = Line(
         kind=key.kind.name.lower(),
         tier=None if key.tier is None else key.tier.name.lower(),
@@ -239,12 +232,12 @@ def _line(key: _Key, found: _Sum, card: RateCard) -> tuple[Line, int]:
         multiplier_pm=card.multiplier_pm(key.priority),
         leases=len(found.leases),
         capacity_ns=str(found.capacity_ns),
-        capacity_seconds=seconds.exact(),
-        cost_exact=cost.exact(),
-        cost=fixed(rounded, card.decimals),
+        capacity_seconds=exact(Fraction(found.capacity_ns, UNIT[key.kind] * NS_PER_S)),
+        cost_exact=exact(cost),
+        cost=fixed(told, card.decimals),
         sequences=runs(found.sequences),
     )
-    return line, rounded
+    return line, told
 
 
 def rate_text(rate: Rate) -> str:

@@ -33,24 +33,22 @@ class Waste(enum.StrEnum):
     HEALTHY = "healthy"
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """From where on something is waste, in per mille.
+ACTIVE_PM: Final = 100
+"""Idle below it."""
 
-    `active_pm`: idle below it; `used_pm`: overprovisioned (or premium waste) below it. A lease
-    needs `samples_min` looks that cover `coverage_pm` of its time to be judged at all. Fragmented
-    are `leases_min` or more of one tenant and kind on one node, of less than `mean_pm` of the node
-    each. Premium is what costs at least as much as `premium_pm` of all rates."""
+USED_PM: Final = 250
+"""Overprovisioned, or premium waste, below it."""
 
-    active_pm: int = 100
-    used_pm: int = 250
-    samples_min: int = 6
-    coverage_pm: int = 500
-    leases_min: int = 16
-    mean_pm: int = 50
-    premium_pm: int = 750
+SAMPLES_MIN: Final = 6
+COVERAGE_PM: Final = 500
+"""So many looks, over so much of its time, and a lease is judged at all."""
 
+LEASES_MIN: Final = 16
+MEAN_PM: Final = 50
+"""Fragmented: so many leases of one tenant and kind on one node, of less than that of it each."""
 
-LIMITS: Final = Limits()
+PREMIUM_PM: Final = 750
+"""Premium is what costs at least as much as that part of all rates."""
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -75,35 +73,35 @@ class Judged(msgspec.Struct, frozen=True):
     unused_pm: int | None
 
 
-def is_known(seen: Utilization, limits: Limits = LIMITS) -> bool:
+def is_known(seen: Utilization) -> bool:
     """Whether enough was seen to say anything."""
     return (
         seen.mean_pm is not None
         and seen.active_share_pm is not None
-        and seen.sample_count >= limits.samples_min
-        and seen.coverage_pm >= limits.coverage_pm
+        and seen.sample_count >= SAMPLES_MIN
+        and seen.coverage_pm >= COVERAGE_PM
     )
 
 
-def classify(held: Held, *, premium: bool, fragmented: bool, limits: Limits = LIMITS) -> Waste:
+def classify(held: Held, *, premium: bool, fragmented: bool) -> Waste:
     """The class of one lease; `premium`: what it holds is expensive, `fragmented`: it is one of
     many small ones."""
     seen = held.utilization
-    if not is_known(seen, limits):
+    if not is_known(seen):
         return Waste.UNKNOWN
     assert seen.mean_pm is not None and seen.active_share_pm is not None
-    if seen.active_share_pm < limits.active_pm:
+    if seen.active_share_pm < ACTIVE_PM:
         return Waste.IDLE
-    if seen.mean_pm < limits.used_pm:
+    if seen.mean_pm < USED_PM:
         return Waste.PREMIUM if premium else Waste.OVERPROVISIONED
     return Waste.FRAGMENTED if fragmented else Waste.HEALTHY
 
 
-def judge(leases: Sequence[Held], card: RateCard, limits: Limits = LIMITS) -> list[Judged]:
+def judge(leases: Sequence[Held], card: RateCard) -> list[Judged]:
     """Every lease's class, in the order given."""
-    expensive = frozenset(premium_kinds(card, limits))
+    expensive = frozenset(premium_kinds(card))
     priced = frozenset((rate.kind, rate.tier) for rate in card.rates if rate.priority is None)
-    groups = crowded(leases, limits)
+    groups = crowded(leases)
     judged: list[Judged] = []
     for held in leases:
         # As it is priced: a tier by its own rate, where it has one.
@@ -112,7 +110,6 @@ def judge(leases: Sequence[Held], card: RateCard, limits: Limits = LIMITS) -> li
             held,
             premium=(own if own in priced else (held.kind, None)) in expensive,
             fragmented=groups[_group(held)],
-            limits=limits,
         )
         mean_pm = held.utilization.mean_pm
         known = waste is not Waste.UNKNOWN
@@ -121,38 +118,34 @@ def judge(leases: Sequence[Held], card: RateCard, limits: Limits = LIMITS) -> li
     return judged
 
 
-def premium_kinds(
-    card: RateCard, limits: Limits = LIMITS
-) -> tuple[tuple[ResourceKind, TierKind | None], ...]:
+def premium_kinds(card: RateCard) -> tuple[tuple[ResourceKind, TierKind | None], ...]:
     """What is expensive: GPUs, and whatever has a rate in the top quartile of the card's."""
     found: dict[tuple[ResourceKind, TierKind | None], None] = {(ResourceKind.GPU, None): None}
     rates = [rate for rate in card.rates if rate.priority is None]
     prices = sorted(rate.exact for rate in rates)
     if prices:
-        # The lowest price of which `premium_pm` of all prices are at most as high.
-        at = min(len(prices) - 1, -(-len(prices) * limits.premium_pm // 1000))
+        # The lowest price of which `PREMIUM_PM` of all prices are at most as high.
+        at = min(len(prices) - 1, -(-len(prices) * PREMIUM_PM // 1000))
         found.update({(rate.kind, rate.tier): None for rate in rates if rate.exact >= prices[at]})
     return tuple(found)
 
 
-def crowded(
-    leases: Iterable[Held], limits: Limits = LIMITS
-) -> Mapping[tuple[str, str, ResourceKind], bool]:
+def crowded(leases: Iterable[Held]) -> Mapping[tuple[str, str, ResourceKind], bool]:
     """For each (node, tenant, kind): whether they are many small leases. Where the node's capacity
     is not known, nothing is called small."""
     groups: dict[tuple[str, str, ResourceKind], list[Held]] = {}
     for held in leases:
         groups.setdefault(_group(held), []).append(held)
-    return {group: _is_crowded(members, limits) for group, members in groups.items()}
+    return {group: _is_crowded(members) for group, members in groups.items()}
 
 
-def _is_crowded(members: Sequence[Held], limits: Limits) -> bool:
+def _is_crowded(members: Sequence[Held]) -> bool:
     whole = members[0].node_capacity
-    if whole is None or len(members) < limits.leases_min:
+    if whole is None or len(members) < LEASES_MIN:
         return False
     held = sum(one.capacity for one in members)
-    # mean < mean_pm of the node, without dividing
-    return held * 1000 < limits.mean_pm * whole * len(members)
+    # mean < MEAN_PM of the node, without dividing
+    return held * 1000 < MEAN_PM * whole * len(members)
 
 
 def _group(held: Held) -> tuple[str, str, ResourceKind]:

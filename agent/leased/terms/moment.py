@@ -17,7 +17,8 @@ from leased.terms.identity import BootId
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
 MINUTE_NS = 60 * NS_PER_S
-HOUR_NS = 3_600 * NS_PER_S
+HOUR_S = 3_600
+HOUR_NS = HOUR_S * NS_PER_S
 DAY_NS = 24 * HOUR_NS
 
 

@@ -24,12 +24,13 @@ from leased.economics.contracts import (
     TierMode,
     check_terms,
 )
-from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.hourly import NodeSpan
 from leased.economics.meter import UsageKey
 from leased.economics.model_lines import _tier_items
 from leased.economics.pools import Pool
 from leased.economics.rates import DEFAULT_CARD, NANO, Rate, RateCard
 from leased.terms.lease import AccountingTag, Priority
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind, TierKind
 
 HOURS = 40
@@ -190,10 +191,8 @@ def test_a_bill_is_the_sum_of_its_rounded_lines_and_charges_every_cell_once(
     priced = Fraction(0)
     for key, amount in held.items():
         if key.tenant == "a" and not (key.tag and key.tag.flags & 1):
-            cost = TERMS.cards[TERMS.card_number(key.bucket)].card.cost(
-                amount, key.kind, key.tier, key.priority
-            )
-            priced += Fraction(cost.numerator, cost.denominator)
+            card = TERMS.cards[TERMS.card_number(key.bucket)].card
+            priced += card.cost(amount, key.kind, key.tier, key.priority)
     assert sum((Fraction(line.cost_exact) for line in made.line_items), Fraction(0)) == priced
 
 

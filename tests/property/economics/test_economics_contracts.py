@@ -34,9 +34,9 @@ from leased.economics.contracts import (
     UsageRates,
     check_terms,
 )
-from leased.economics.hourly import HOUR_NS
 from leased.economics.rates import NANO
 from leased.terms.lease import Priority, Subject
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind, TierKind
 from tests.property.economics.test_economics_one_bill import (
     CARD,

@@ -24,8 +24,8 @@ from leased.economics.amounts import units
 from leased.economics.bill_text import parse_bill, terms_of
 from leased.economics.billing import Month, make_bill
 from leased.economics.contracts import CardVersion, Contract, Credit, Model, Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.rates import DEFAULT_CARD
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind
 from tests.doubles.accounts import JANUARY_NS, NODE, WrittenSource
 

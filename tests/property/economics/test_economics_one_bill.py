@@ -24,11 +24,12 @@ from leased.collector.accounts.accounts import Accounts, NoData
 from leased.collector.accounts.periods import Window
 from leased.collector.metering.reference import Chain, ReferenceSource
 from leased.economics.contracts import CardVersion, Terms
-from leased.economics.hourly import HOUR_NS, Hourly
+from leased.economics.hourly import Hourly
 from leased.economics.rates import DEFAULT_CARD, Rate, RateCard
 from leased.economics.statement import Span, Statement, state
 from leased.terms.identity import TenantId
 from leased.terms.lease import AccountingTag, Priority, Subject
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import Allotment, ResourceKind, TierKind
 from tests.doubles.economics_history import History, memory, subject
 

@@ -18,9 +18,8 @@ from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import PROJECTION, RESULTS, SMALL_TABLES, check_engine, meter
 from leased.collector.metering.projection import Carry, Projector, shape, tier_number
 from leased.collector.metering.reference import Chain, ReferenceSource
-from leased.economics.hourly import HOUR_NS
 from leased.terms.lease import AccountingTag, Priority
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_NS, NS_PER_S
 from tests.doubles.economics_history import History, memory, subject
 
 MINUTE_NS = 60 * NS_PER_S

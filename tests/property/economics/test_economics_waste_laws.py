@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from leased.economics.heat import Signals, heat_of, steered
 from leased.economics.rates import DEFAULT_CARD
-from leased.economics.waste import LIMITS, Held, Waste, classify, is_known, judge
+from leased.economics.waste import ACTIVE_PM, USED_PM, Held, Waste, classify, is_known, judge
 from leased.terms.resource import ResourceKind
 from leased.terms.teardown import Utilization
 
@@ -99,4 +99,4 @@ def test_heat_scores_down_and_never_below_half(score: int, cool: int, hot: int) 
 
 
 def test_the_limits_are_those_of_the_source() -> None:
-    assert (LIMITS.active_pm, LIMITS.used_pm) == (100, 250)
+    assert (ACTIVE_PM, USED_PM) == (100, 250)

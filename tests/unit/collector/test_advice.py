@@ -23,11 +23,10 @@ from leased.collector.telemetry.store import Store
 from leased.collector.telemetry.views import waits
 from leased.ctl.console import Console
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.placement import Strategy
 from leased.economics.pools import Pool
 from leased.terms.lease import SYNTHETIC, AccountingTag
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_NS, NS_PER_S
 from leased.terms.resource import ResourceKind
 from tests.doubles.accounts import JANUARY_NS, WrittenSource
 

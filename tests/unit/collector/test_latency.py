@@ -27,7 +27,8 @@ from leased.collector.planning.flow import (
 )
 from leased.collector.planning.latency_cost import latency_cost
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.hourly import NodeSpan
+from leased.terms.moment import HOUR_NS
 from tests.doubles.accounts import JANUARY_NS, WrittenSource
 
 SPAN = ("4e" * 16, "1d" * 16, 0, 99, "ab" * 32)

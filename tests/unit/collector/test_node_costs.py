@@ -19,11 +19,10 @@ from leased.collector.metering.sources import Held, NodeAmount, Quiet
 from leased.collector.planning import capacity
 from leased.economics.attribution import Spread
 from leased.economics.contracts import CardVersion, Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import DEFAULT_CARD, RateCard
 from leased.terms.lease import AccountingTag, Priority
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_NS, NS_PER_S
 from leased.terms.resource import Allotment, ResourceKind
 from tests.doubles.accounts import GIB, JANUARY_HOURS, JANUARY_NS, NODE, WrittenSource
 from tests.doubles.economics_history import History, subject

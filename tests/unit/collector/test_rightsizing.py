@@ -12,13 +12,13 @@ import msgspec
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.fleet import Fleet
 from leased.collector.node_view import NodeView
-from leased.collector.planning.rightsizing import MONTH_H, rightsizing
+from leased.collector.planning.capacity import MONTH_H
+from leased.collector.planning.rightsizing import rightsizing
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import WINDOW_S, Rollup
 from leased.collector.telemetry.store import Store
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_NS, NS_PER_S
 from leased.terms.resource import Allotment, ResourceKind
 from leased.terms.series import KIND
 from tests.doubles.accounts import JANUARY_NS, WrittenSource

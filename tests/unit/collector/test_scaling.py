@@ -22,10 +22,10 @@ from leased.collector.planning.scheduled_scaling import (
 )
 from leased.collector.planning.spot import SpotConfig, expected_cost, spot
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
 from leased.terms.errors import InvalidParameter
 from leased.terms.lease import Priority
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind
 from tests.doubles.accounts import JANUARY_NS, WrittenSource
 

@@ -14,10 +14,10 @@ from leased.collector.node_view import NodeView
 from leased.collector.planning.flow import summed
 from leased.collector.planning.slo import TIERS, Tier, service_levels
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.event import Revoked
 from leased.terms.lease import AccountingTag, Priority, RevocationReason
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import Allotment, ResourceKind
 from tests.doubles.accounts import JANUARY_NS, WrittenSource
 from tests.doubles.economics_history import History, subject

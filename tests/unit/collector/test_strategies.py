@@ -6,16 +6,16 @@ from __future__ import annotations
 from decimal import Decimal
 from pathlib import Path
 
-from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.governance.register import Issued, Register
 from leased.collector.governance.strategies import ACTION, Strategies
 from leased.collector.planning.allocation_history import allocations
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
 from leased.terms.identity import TenantId
+from leased.terms.moment import HOUR_NS
 from leased.terms.policy import Allocation, Policy, Strategy, canonical
+from leased.terms.quantity import print_instant
 from leased.terms.resource import ResourceKind, TierKind
 from tests.doubles.accounts import WrittenSource
 
@@ -119,7 +119,7 @@ def test_a_point_of_many_hours_is_each_of_them_by_what_was_in_force() -> None:
     turn_ns = window.from_ns + HOUR_NS
     (first, second, *_) = allocations(accounts, "30d", ((0, half), (turn_ns, EVEN))).points
     # Two hours a point; in the first acme should have had 20 and 30 core-hours, and had 60.
-    assert (first.ts, second.fairness_index) == (periods.instant(window.from_ns), Decimal(1))
+    assert (first.ts, second.fairness_index) == (print_instant(window.from_ns), Decimal(1))
     assert first.fairness_index == Decimal("0.9918")  # 1.2 and 1: 4.84 / (2 * 2.44)
     assert (first.allocated, first.capacity) == (Decimal(40), Decimal(40))
 

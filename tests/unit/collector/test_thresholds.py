@@ -15,10 +15,9 @@ from leased.collector.metering.sources import Held
 from leased.collector.planning.capacity import capacity
 from leased.collector.planning.thresholds import Load, Thresholds, alerts, check_marks, scaling
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
 from leased.terms.errors import ConfigError
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_NS, NS_PER_S
 from leased.terms.resource import ResourceKind
 from tests.doubles.accounts import NODE, WrittenSource
 

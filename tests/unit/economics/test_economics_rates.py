@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
+from leased.economics.amounts import exact, rounded
 from leased.economics.bill_text import card_of
 from leased.economics.rates import (
     DEFAULT_CARD,
-    Cost,
     Rate,
     RateCard,
     check,
@@ -41,7 +42,7 @@ def test_the_default_card_is_the_source_documents(
     kind: ResourceKind, capacity: int, cost: str
 ) -> None:
     assert check(DEFAULT_CARD) is DEFAULT_CARD
-    assert DEFAULT_CARD.cost(capacity * HOUR_NS, kind, None, Priority.STANDARD).exact() == cost
+    assert exact(DEFAULT_CARD.cost(capacity * HOUR_NS, kind, None, Priority.STANDARD)) == cost
 
 
 def test_the_most_specific_rate_wins_and_no_tier_is_not_dram() -> None:
@@ -61,20 +62,20 @@ def test_the_most_specific_rate_wins_and_no_tier_is_not_dram() -> None:
 
 def test_a_priority_multiplies() -> None:
     card = RateCard(DEFAULT_CARD.rates, multipliers_pm=((Priority.GUARANTEED, 1_500),))
-    assert card.cost(1_000 * HOUR_NS, GPU, None, Priority.GUARANTEED).exact() == "54"
-    assert card.cost(1_000 * HOUR_NS, GPU, None, Priority.STANDARD).exact() == "36"
+    assert card.cost(1_000 * HOUR_NS, GPU, None, Priority.GUARANTEED) == 54
+    assert card.cost(1_000 * HOUR_NS, GPU, None, Priority.STANDARD) == 36
 
 
 @pytest.mark.parametrize(
-    ("numerator", "rounded"), [(5, 0), (15, 2), (25, 2), (26, 3), (-5, 0), (-15, -2), (-26, -3)]
+    ("numerator", "cents"), [(5, 0), (15, 2), (25, 2), (26, 3), (-5, 0), (-15, -2), (-26, -3)]
 )
-def test_rounding_is_half_to_even(numerator: int, rounded: int) -> None:
-    assert Cost(numerator, 1_000).rounded(2) == rounded
+def test_rounding_is_half_to_even(numerator: int, cents: int) -> None:
+    assert rounded(Fraction(numerator, 1_000), 2) == cents
 
 
 def test_one_byte_nanosecond_has_an_exact_price() -> None:
-    exact = DEFAULT_CARD.cost(1, MEM, None, Priority.STANDARD).exact()
-    assert Decimal(exact) * GIB == Decimal("0.001") / 1_000_000_000
+    cost = DEFAULT_CARD.cost(1, MEM, None, Priority.STANDARD)
+    assert Decimal(exact(cost)) * GIB == Decimal("0.001") / 1_000_000_000
 
 
 def test_the_hash_is_over_canonical_bytes_and_ignores_the_order_of_rows() -> None:
@@ -131,7 +132,7 @@ def test_a_rate_of_twelve_digits_is_charged_and_leaves_other_cards_their_names()
     rest = tuple(one for one in DEFAULT_CARD.rates if one.kind is not fine.kind)
     card = check(RateCard((*rest, fine)))
     cost = card.cost((1 << 30) * 730 * 3_600 * 10**9, fine.kind, None, Priority.STANDARD)
-    assert cost.exact() == "0.023000256"
+    assert exact(cost) == "0.023000256"
     assert card_of(card.document()).digest() == card.digest()
     assert fine in card_of(card.document()).rates and rate_text(fine) == "0.000000008752"
     assert all(len(row) == 4 for row in DEFAULT_CARD.document()["rates"])

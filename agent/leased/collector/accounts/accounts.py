@@ -23,11 +23,13 @@ from leased.collector.accounts.answers import (
     Summary,
     UsageReport,
     credit_item,
+    interval_of,
+    to_decimals,
 )
 from leased.collector.accounts.bill_lines import line_items
 from leased.collector.accounts.corrections import corrections_of, settled_apart
-from leased.collector.accounts.cost_answers import chargeback_of, costs_of, interval_of
-from leased.collector.accounts.cost_shares import GroupBy, money
+from leased.collector.accounts.cost_answers import chargeback_of, costs_of
+from leased.collector.accounts.cost_shares import GroupBy
 from leased.collector.accounts.crediting import apart, given_of, on_bill
 from leased.collector.accounts.focus import focus_csv, focus_rows
 from leased.collector.accounts.focus_1_4 import VERSIONS, focus_1_4_rows
@@ -38,17 +40,18 @@ from leased.collector.accounts.priced_cells import billed_cells, priced_sums
 from leased.collector.accounts.reaching import reach_now, reach_of
 from leased.collector.accounts.usage_rows import usage_rows
 from leased.collector.metering.sources import Held, Source
-from leased.economics.amounts import rounded, units
+from leased.economics.amounts import units
 from leased.economics.attribution import Basis, Spread
 from leased.economics.bill_text import terms_of
 from leased.economics.billing import Bill, Month, make_bill
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.hourly import NodeSpan
 from leased.economics.meter import UsageKey
 from leased.economics.rates import RateCard
 from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.identity import is_tenant, parse_tenant
 from leased.terms.lease import AccountingTag
+from leased.terms.moment import DAY_NS, HOUR_NS
 
 TOP: Final = 10
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -188,7 +191,7 @@ class Accounts:
         """What `tenant` held, by "hour", "day" or the "total"; by the lease: `lease_rows`."""
         if not any(contract.tenant == tenant for contract in self.terms.contracts):
             tenant = self.known(tenant)
-        buckets = {"hour": HOUR_NS, "day": periods.DAY_NS, "total": 0}
+        buckets = {"hour": HOUR_NS, "day": DAY_NS, "total": 0}
         if granularity not in buckets:
             raise InvalidParameter("granularity", "one of hour, day, total")
         rows, cost = usage_rows(
@@ -207,7 +210,7 @@ class Accounts:
             self.terms.currency,
             rows,
             tasks,
-            money(rounded(cost, self.terms.decimals), self.terms.decimals),
+            to_decimals(cost, self.terms.decimals),
             self.reach(window),
         )
 

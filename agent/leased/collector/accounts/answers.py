@@ -17,15 +17,26 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from leased.collector.accounts.bill_lines import LineItem
-from leased.economics.amounts import rounded
+from leased.collector.accounts.periods import Window
+from leased.economics.amounts import fixed, rounded
 from leased.economics.credits import Given
 from leased.economics.hourly import NodeSpan
-from leased.economics.statement import fixed
+from leased.terms.quantity import print_instant
+
+
+def money(amount: int, decimals: int) -> Decimal:
+    """Whole units of 10**-decimals as a number."""
+    return Decimal(fixed(amount, decimals))
 
 
 def to_decimals(amount: Fraction, decimals: int) -> Decimal:
     """An exact amount as it is told: rounded once, to so many digits."""
-    return Decimal(fixed(rounded(amount, decimals), decimals))
+    return money(rounded(amount, decimals), decimals)
+
+
+def cut(share: Fraction, digits: int) -> Decimal:
+    """A share as it is told: to so many digits and never rounded up, for 0.9999 is not all."""
+    return Decimal(int(share * 10**digits)).scaleb(-digits)
 
 
 class Reach(msgspec.Struct, frozen=True):
@@ -45,6 +56,11 @@ class Interval(msgspec.Struct, frozen=True):
 
     start: str
     end: str
+
+
+def interval_of(window: Window) -> Interval:
+    """As answers tell it."""
+    return Interval(print_instant(window.from_ns), print_instant(window.to_ns))
 
 
 class UsageRow(msgspec.Struct, frozen=True):
@@ -149,7 +165,7 @@ class CreditItem(msgspec.Struct, frozen=True):
 
 def credit_item(one: Given, decimals: int) -> CreditItem:
     """A credit of a bill as the API tells it."""
-    amount, left = (Decimal(fixed(units, decimals)) for units in (-one.amount, one.left))
+    amount, left = (money(units, decimals) for units in (-one.amount, one.left))
     return CreditItem(one.credit.reason, one.credit.month, amount, left)
 
 

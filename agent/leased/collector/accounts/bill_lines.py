@@ -13,11 +13,11 @@ from decimal import Decimal
 
 import msgspec
 
-from leased.collector.accounts import periods
 from leased.economics.bill_spans import Span, spans_of
 from leased.economics.bill_text import terms_of
 from leased.economics.billing import Bill, BillLine
 from leased.economics.contracts import Terms
+from leased.terms.quantity import print_instant
 
 
 class LineItem(msgspec.Struct, frozen=True):
@@ -68,13 +68,13 @@ def _item(line: BillLine, span: Span | None, terms: Terms) -> LineItem:
         line.kind,
         line.tier,
         line.priority,
-        None if span is None else periods.instant(span.from_ns),
-        None if span is None else periods.instant(span.to_ns),
+        None if span is None else print_instant(span.from_ns),
+        None if span is None else print_instant(span.to_ns),
         None if span is None or span.contract is None else _contract(span.contract, terms),
     )
 
 
 def _contract(number: int, terms: Terms) -> str:
     contract = terms.contracts[number]
-    since = f" since {periods.instant(contract.since_ns)}" if contract.since_ns else ""
+    since = f" since {print_instant(contract.since_ns)}" if contract.since_ns else ""
     return f"{contract.model.value}{since}"

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from leased.collector.accounts import periods
-from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.hourly import NodeSpan
+from leased.terms.moment import HOUR_NS
+from leased.terms.quantity import print_instant
 
 AHEAD_NS: Final = HOUR_NS
 """Of a clock that is kept, and of who has no other: usage is by the hour."""
@@ -38,7 +39,7 @@ def last_ns(watermarks: Collection[int], clock_ns: int) -> int:
 def notice(node: NodeSpan) -> str:
     """What to tell of one."""
     return (
-        f"node {node.node_id} labels what it seals {periods.instant(node.watermark_ns)}: its clock"
+        f"node {node.node_id} labels what it seals {print_instant(node.watermark_ns)}: its clock"
         " was ahead, and what is leased there is on no bill before then; a new log ends that"
         " (`leased-collector enrol --replace`)"
     )

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Final
 
-from leased.economics.amounts import rounded
+from leased.economics.amounts import fixed, rounded
 from leased.economics.billing import Bill
 from leased.economics.contracts import Terms
 from leased.economics.credits import ENDED
-from leased.economics.statement import fixed
 
 PREFIX: Final = "Correction of "
 

@@ -21,16 +21,16 @@ from leased.collector.accounts.answers import (
     Chargeback,
     Costs,
     GroupCost,
-    Interval,
     NamedCost,
     Reach,
     TenantCost,
+    interval_of,
+    money,
 )
 from leased.collector.accounts.cost_shares import (
     GroupBy,
     groups,
     in_order,
-    money,
     named_costs,
     parts,
     ranked,
@@ -118,8 +118,3 @@ def chargeback_of(
         interval_of(window),
         reach,
     )
-
-
-def interval_of(window: Window) -> Interval:
-    """As answers tell it."""
-    return Interval(periods.instant(window.from_ns), periods.instant(window.to_ns))

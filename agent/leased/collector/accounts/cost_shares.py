@@ -18,12 +18,11 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from leased.collector.accounts.answers import GroupCost, NamedCost, TenantCost
+from leased.collector.accounts.answers import GroupCost, NamedCost, TenantCost, money
 from leased.economics.amounts import nearest, split, wholes
 from leased.economics.attribution import Basis, by_name
 from leased.economics.contracts import Terms
 from leased.economics.meter import UsageKey
-from leased.economics.statement import fixed
 
 OTHER: Final = "OTHER"
 Name = TypeVar("Name", str, str | None)
@@ -115,8 +114,3 @@ def named_costs(
         NamedCost(name, money(amounts[name], decimals), Decimal(share).scaleb(-2))
         for (name, _), share in zip(found, hundredths, strict=True)
     ]
-
-
-def money(amount: int, decimals: int) -> Decimal:
-    """Whole units of 10**-decimals as a number."""
-    return Decimal(fixed(amount, decimals))

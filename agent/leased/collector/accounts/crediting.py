@@ -18,14 +18,14 @@ from typing import Final
 
 import msgspec
 
+from leased.collector.accounts.answers import money
 from leased.collector.accounts.invoices import Invoices
-from leased.economics.amounts import exact, rounded, units
+from leased.economics.amounts import exact, fixed, rounded, units
 from leased.economics.bill_text import terms_of
 from leased.economics.billing import Bill
 from leased.economics.contracts import Credit, Terms
 from leased.economics.credits import Given, give
 from leased.economics.rates import NANO
-from leased.economics.statement import fixed
 from leased.terms.errors import ConfigError
 
 _NANO_DIGITS: Final = 9
@@ -74,7 +74,7 @@ def left(
             worth = rounded(Fraction(one.nano, NANO), terms.decimals)
             amount = worth - rounded(Fraction(one.given_nano, NANO), terms.decimals)
             if one.month <= until and amount > 0:
-                told = Decimal(fixed(amount, terms.decimals))
+                told = money(amount, terms.decimals)
                 found.append(CreditLeft(tenant, one.month, one.reason, told))
     return found
 
@@ -85,8 +85,8 @@ def apart(issued: Iterable[Bill], terms: Terms) -> Iterator[tuple[str, str]]:
     for bill in issued:
         for one in given_of(bill) if bill.currency != terms.currency else ():
             if one.left:
-                money = f"{fixed(one.left, bill.decimals)} {bill.currency}"
-                yield one.credit.month, f"{money} left of a credit ({one.credit.reason})"
+                rest = f"{fixed(one.left, bill.decimals)} {bill.currency}"
+                yield one.credit.month, f"{rest} left of a credit ({one.credit.reason})"
 
 
 def _open(terms: Terms, tenant: str, bills: list[Bill]) -> list[Credit]:

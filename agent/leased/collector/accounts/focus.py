@@ -20,21 +20,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Final
 
-from leased.collector.accounts import periods
 from leased.collector.accounts.corrections import PREFIX
 from leased.collector.accounts.crediting import given_of
-from leased.economics.amounts import exact, split, units
+from leased.economics.amounts import exact, fixed, split, units
 from leased.economics.billing import Bill, BillLine
 from leased.economics.contracts import Terms
 from leased.economics.credits import named
-from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.economics.model_lines import card_kinds
 from leased.economics.pools import UNIT, Pool
-from leased.economics.rates import PERMILLE
-from leased.economics.statement import fixed
 from leased.terms.lease import SYNTHETIC, AccountingTag
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_S
+from leased.terms.quantity import WHOLE_PM, print_instant
 from leased.terms.resource import ResourceKind
 
 COLUMNS: Final = (
@@ -210,7 +207,7 @@ def _name(one: enum.Enum) -> str:
 
 def _quantity(line: BillLine) -> Fraction:
     """The exact quantity of a line of the rate card, from its exact cost."""
-    price = Fraction(line.unit_price) * Fraction(line.multiplier_pm, PERMILLE)
+    price = Fraction(line.unit_price) * Fraction(line.multiplier_pm, WHOLE_PM)
     return Fraction(line.cost_exact) / price if price else Fraction(line.quantity)
 
 
@@ -220,11 +217,11 @@ def _usage_rows(
     shares = split(units(line.total, bill.decimals), [amount for _, _, amount in parts])
     unit = UNIT[ResourceKind[(line.kind or "").upper()]] * NS_PER_S
     listed = Fraction(line.unit_price)
-    price = listed * Fraction(line.multiplier_pm, PERMILLE)
+    price = listed * Fraction(line.multiplier_pm, WHOLE_PM)
     for (day, tag, amount), share in zip(parts, shares, strict=True):
         quantity = Fraction(amount, unit)
-        start_ns = max(day * periods.DAY_NS, window[0])
-        end_ns = min((day + 1) * periods.DAY_NS, window[1])
+        start_ns = max(day * DAY_NS, window[0])
+        end_ns = min((day + 1) * DAY_NS, window[1])
         billed = fixed(share, bill.decimals)
         yield (
             _row(bill)
@@ -233,8 +230,8 @@ def _usage_rows(
                 "ChargeCategory": "Usage",
                 "ChargeDescription": line.description,
                 "ChargeFrequency": "Usage-Based",
-                "ChargePeriodStart": periods.instant(start_ns),
-                "ChargePeriodEnd": periods.instant(end_ns),
+                "ChargePeriodStart": print_instant(start_ns),
+                "ChargePeriodEnd": print_instant(end_ns),
                 "BilledCost": billed,
                 "EffectiveCost": billed,
                 "ListCost": exact(listed * quantity),
@@ -255,8 +252,8 @@ def _whole_row(bill: Bill, line: BillLine, window: _Window) -> dict[str, str]:
     """A line that is not divided: a plan's fee, overage, tasks, a minimum, a correction."""
     row = _row(bill) | {
         "ChargeDescription": line.description,
-        "ChargePeriodStart": periods.instant(window[0]),
-        "ChargePeriodEnd": periods.instant(window[1]),
+        "ChargePeriodStart": print_instant(window[0]),
+        "ChargePeriodEnd": print_instant(window[1]),
         "BilledCost": line.total,
         "EffectiveCost": line.total,
     }
@@ -272,7 +269,7 @@ def _whole_row(bill: Bill, line: BillLine, window: _Window) -> dict[str, str]:
     fee = line.unit == FEE_UNIT
     # Of the quantity as it is written, which may have been rounded: readers multiply.
     listed, quantity = Fraction(line.unit_price), Fraction(line.quantity)
-    price = listed * Fraction(line.multiplier_pm, PERMILLE)
+    price = listed * Fraction(line.multiplier_pm, WHOLE_PM)
     return (
         row
         | _service(line)
@@ -340,7 +337,7 @@ def unit_name(unit: str) -> str:
 
 def _row(bill: Bill) -> dict[str, str]:
     """What every row of a bill has."""
-    start, end = periods.instant(int(bill.from_ns)), periods.instant(int(bill.to_ns))
+    start, end = print_instant(int(bill.from_ns)), print_instant(int(bill.to_ns))
     category, sub, name = _OTHER
     return dict.fromkeys((*COLUMNS, *CUSTOM), "") | {
         "BillingAccountId": bill.tenant,

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from leased.collector.accounts import kept_hours, periods
+from leased.collector.accounts import kept_hours
 from leased.collector.accounts.kept_costs import KeptCosts
 from leased.collector.archive.floor import Kept
 from leased.durable.files import DirectoryDisk, make_durably, write_whole
@@ -26,6 +26,7 @@ from leased.economics.bill_text import parse_bill
 from leased.economics.billing import Bill
 from leased.economics.meter import UsageKey
 from leased.terms.errors import EX_TEMPFAIL, CallerError, StateError
+from leased.terms.quantity import print_instant
 
 INVOICES: Final = "invoices"
 HOURS: Final = ".hours"
@@ -100,7 +101,7 @@ class Invoices:
             at_ns, node = late[0]
             others = f" (and those of {len(late) - 1} more)" if len(late) > 1 else ""
             why = (
-                f"the records of node {node} end at {periods.instant(at_ns)}{others}, before the"
+                f"the records of node {node} end at {print_instant(at_ns)}{others}, before the"
                 " month does: wait for them, or list it in retired_nodes"
             )
         raise NotSettled(f"{bill.period}: {why}; the bill of {bill.tenant} is a draft")

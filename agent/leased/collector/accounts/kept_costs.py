@@ -17,10 +17,11 @@ import msgspec
 
 from leased.collector.accounts import periods
 from leased.durable.files import DirectoryDisk, write_whole
+from leased.economics.amounts import fixed
 from leased.economics.contracts import CardVersion, Terms
 from leased.economics.rates import RateCard
-from leased.economics.statement import fixed
 from leased.terms.errors import ConfigError, StateError
+from leased.terms.quantity import print_instant
 
 FILE: Final = "infrastructure.json"
 VERSION: Final = 1
@@ -106,7 +107,7 @@ def _check_same(
             if was.get(key) != now.get(key):
                 raise ConfigError(
                     f"infrastructure.{key}: what was charged back would change: from"
-                    f" {periods.instant(at_ns)} on it was {was.get(key, 'as its kind')}, in months"
+                    f" {print_instant(at_ns)} on it was {was.get(key, 'as its kind')}, in months"
                     f" to {periods.day(until_ns)} that are issued, and is"
                     f" {now.get(key, 'as its kind')} now; put it back, and list what it costs from"
                     " later on in [[infrastructure_cards]]"

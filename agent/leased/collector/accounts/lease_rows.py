@@ -19,18 +19,19 @@ from typing import Final
 
 import msgspec
 
-from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts, NoData
 from leased.collector.accounts.answers import UsageReport, UsageRow
 from leased.collector.accounts.periods import Window
 from leased.collector.accounts.usage_rows import Priced, priced, row_of
 from leased.collector.archive.archive import ArchiveReader
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.hourly import NodeSpan
 from leased.economics.intervals import Ledger
 from leased.economics.peaks import labelled, peak
 from leased.economics.pools import Interval, Pool
 from leased.terms.errors import InvalidParameter, StateError
+from leased.terms.moment import HOUR_NS
+from leased.terms.quantity import print_instant
 
 LEASES_MAX: Final = 100_000
 """In one answer: fifty megabytes of it."""
@@ -70,7 +71,7 @@ def usage_by_lease(
     """The same by the lease. Raises NoData, InvalidParameter, StateError."""
     floor_ns = archive.kept.floor().floor_ns
     if asked.window.from_ns < floor_ns:
-        since = periods.instant(floor_ns)
+        since = print_instant(floor_ns)
         why = f"records from before {since} were removed: ask from there on, or by the hour"
         raise NoData(f"start: {why}")
     rows: list[UsageRow] = []

@@ -22,14 +22,12 @@ import msgspec
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Interval, Reach
+from leased.collector.accounts.answers import Interval, Reach, interval_of, money
 from leased.collector.accounts.periods import Window
 from leased.collector.accounts.priced_cells import cut
 from leased.collector.metering.sources import NodeAmount
 from leased.economics.amounts import nearest, rounded
-from leased.economics.attribution import plain_cost
 from leased.economics.pools import Pool
-from leased.economics.statement import fixed
 from leased.terms.resource import ResourceKind, TierKind
 
 _Cell = tuple[Pool, ResourceKind, TierKind | None]
@@ -73,7 +71,7 @@ def node_costs(accounts: Accounts, window: Window) -> NodeCosts:
             amounts.append(one)
             mine = sums.setdefault(one.node_id, [Fraction(0)] * 6)
             for at, amount in enumerate(_parts(one)):
-                mine[at] += plain_cost(costs, one.kind, one.tier, amount)
+                mine[at] += costs.cost(amount, one.kind, one.tier, None)
     ranked = sorted(sums.items(), key=lambda item: (-item[1][4], item[0]))
     scale = 10**card.decimals
     whole = [sum((parts[at] for parts in sums.values()), Fraction(0)) for at in range(6)]
@@ -86,13 +84,12 @@ def node_costs(accounts: Accounts, window: Window) -> NodeCosts:
 
     def figures(parts: Iterable[int]) -> list[Decimal]:
         told = list(parts)
-        return [Decimal(fixed(amount, card.decimals)) for amount in (sum(told), *told)]
+        return [money(amount, card.decimals) for amount in (sum(told), *told)]
 
     everything = figures(fleet)
-    begin, end = periods.instant(window.from_ns), periods.instant(window.to_ns)
     return NodeCosts(
         f"{periods.day(window.from_ns)}/{periods.day(window.to_ns)}",
-        Interval(begin, end),
+        interval_of(window),
         [
             NodeCost(node, *figures(column[row] for column in columns))
             for row, (node, _) in enumerate(ranked)

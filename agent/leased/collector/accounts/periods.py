@@ -11,17 +11,16 @@ Does not read a clock: what "now" is is handed in.
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import UTC, date, datetime, tzinfo
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
 from leased.economics.billing import Month
-from leased.economics.hourly import HOUR_NS
 from leased.terms.errors import InvalidParameter
-from leased.terms.moment import DAY_NS as DAY_NS
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_S
+from leased.terms.quantity import print_instant
 
 PERIOD_NS_MAX: Final = 800 * DAY_NS
 _UNITS: Final = {"h": HOUR_NS, "d": DAY_NS, "w": 7 * DAY_NS}
@@ -131,20 +130,15 @@ def label_of_day(text: str, parameter: str) -> int:
     return _instant(text, parameter)[0]
 
 
-def instant(label_ns: int) -> str:
-    """A label as RFC 3339 in UTC, to the second."""
-    return (_EPOCH + timedelta(seconds=label_ns // NS_PER_S)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def exact_instant(label_ns: int) -> str:
-    """The same, to the nanosecond where it is not on a full second."""
+    """A label as RFC 3339 in UTC, to the nanosecond where it is not on a full second."""
     rest = label_ns % NS_PER_S
-    return instant(label_ns)[:-1] + (f".{rest:09}".rstrip("0") if rest else "") + "Z"
+    return print_instant(label_ns)[:-1] + (f".{rest:09}".rstrip("0") if rest else "") + "Z"
 
 
 def day(label_ns: int) -> str:
     """The date of a label, in UTC."""
-    return instant(label_ns)[:10]
+    return print_instant(label_ns)[:10]
 
 
 def label(moment: datetime) -> int:

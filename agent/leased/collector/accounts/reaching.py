@@ -15,10 +15,10 @@ from typing import Final
 
 import msgspec
 
-from leased.collector.accounts import periods
 from leased.collector.accounts.answers import Reach
 from leased.collector.fleet import Fleet
 from leased.terms.moment import NS_PER_S
+from leased.terms.quantity import print_instant
 
 BEHIND_NS: Final = 120 * NS_PER_S
 """Two epochs, as they are unless configured (60 s): a node that is well seals one in each."""
@@ -29,7 +29,7 @@ def reach_of(watermarks: Mapping[str, int], until_ns: int, as_of_ns: int) -> Rea
     the time of its last record, Unix ns; 0: there is none yet."""
     behind = sorted(node for node, at_ns in watermarks.items() if at_ns < until_ns)
     oldest_ns = min((at_ns for at_ns in watermarks.values() if at_ns), default=0)
-    told = (periods.instant(as_of_ns), periods.instant(oldest_ns))
+    told = (print_instant(as_of_ns), print_instant(oldest_ns))
     return Reach(*told, behind, bool(behind), len(behind))
 
 

@@ -19,10 +19,9 @@ from leased.collector.archive.floor import Floor
 from leased.collector.metering.sources import Source
 from leased.economics.attribution import TYPE_OF, Basis, by_name
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_NS, NS_PER_S
 
 Labels = tuple[str, ...]
 

@@ -23,11 +23,11 @@ from leased.collector.accounts.periods import Window
 from leased.collector.metering.sources import Counted
 from leased.economics.amounts import exact
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS, PeakKey
+from leased.economics.hourly import PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, UNIT_NAME
 from leased.terms.lease import SYNTHETIC, AccountingTag, Priority
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_NS, NS_PER_S
 from leased.terms.resource import ResourceKind, TierKind
 
 Priced = tuple[ResourceKind, TierKind | None, Priority, AccountingTag | None]
@@ -85,8 +85,7 @@ def priced(terms: Terms, hour: int, amount: int, what: Priced) -> Fraction:
     kind, tier, priority, tag = what
     if tag is not None and tag.flags & SYNTHETIC:
         return Fraction(0)
-    cost = terms.cards[terms.card_number(hour)].card.cost(amount, kind, tier, priority)
-    return Fraction(cost.numerator, cost.denominator)
+    return terms.cards[terms.card_number(hour)].card.cost(amount, kind, tier, priority)
 
 
 def _bucket(hour: int, window: Window, bucket_ns: int) -> int:

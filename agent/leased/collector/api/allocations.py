@@ -11,22 +11,25 @@ Does not decide who should have how much (`governance.fairness`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import ROUND_DOWN, Decimal
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
 
+from leased.collector.accounts.answers import cut
 from leased.collector.accounts.reaching import reach_of_fleet
 from leased.collector.api.seen import AllocationsSeen, TenantShare
-from leased.collector.api.shown import instant, quantities
+from leased.collector.api.shown import quantities
 from leased.collector.fleet import Fleet
 from leased.collector.governance.dimensions import BY_KIND
 from leased.collector.governance.fairness import entitled, evenness
 from leased.collector.governance.strategies import plans_of
 from leased.economics.amounts import split
+from leased.terms.moment import MINUTE_NS
 from leased.terms.policy import Allocation, Policy, Strategy
+from leased.terms.quantity import print_instant
 from leased.terms.resource import ResourceKind
 
-WANTED_NS: Final = 60 * 10**9
+WANTED_NS: Final = MINUTE_NS
 _PARTS: Final = 10_000
 _CPU: Final = ResourceKind.CPU
 _Amounts = dict[ResourceKind, int]
@@ -79,7 +82,7 @@ def seen_of(fleet: Fleet, ground: Policy, now_ns: int) -> AllocationsSeen:
         ],
         fairness=fairness,
         fairness_index=min(fairness.values(), default=Decimal(1)),
-        as_of=instant(now_ns),
+        as_of=print_instant(now_ns),
         reach=reach_of_fleet(fleet, now_ns),
     )
 
@@ -99,6 +102,4 @@ def _dominant(held: Mapping[ResourceKind, int], totals: Mapping[ResourceKind, in
     if not shares:
         return {"dominant_share": Decimal(0), "dominant_resource": None}
     most = max(shares, key=lambda kind: shares[kind])
-    part = Decimal(shares[most].numerator) / Decimal(shares[most].denominator)
-    cut = part.quantize(Decimal("0.01"), ROUND_DOWN)
-    return {"dominant_share": cut, "dominant_resource": BY_KIND[most].key}
+    return {"dominant_share": cut(shares[most], 2), "dominant_resource": BY_KIND[most].key}

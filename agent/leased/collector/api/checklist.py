@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.answers import Reach, cut
 from leased.collector.api.reports import Reports
 from leased.collector.api.routes import Answer, Call, Route, Scope
 from leased.collector.api.views import Views
@@ -99,7 +99,7 @@ def _of_accounts(accounts: Accounts) -> _Told:
 
 
 def _cut(amount: Fraction) -> Decimal:
-    return Decimal(int(amount * 10**_FINE)).scaleb(-_FINE).normalize() + 0
+    return cut(amount, _FINE).normalize() + 0
 
 
 def _check(

@@ -68,10 +68,10 @@ from leased.economics.contracts import Terms
 from leased.economics.rates import RateCard
 from leased.economics.waste import Judged
 from leased.terms.errors import ConfigError, StateError
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_NS, NS_PER_S
 from leased.terms.policy import Policy
 
-WASTE_NS: Final = 3_600 * NS_PER_S
+WASTE_NS: Final = HOUR_NS
 """Of which time leases are judged before a class of waste is told: an hour has enough samples."""
 
 

@@ -23,10 +23,11 @@ from leased.collector.api import forms
 from leased.collector.api.problems import Problem
 from leased.collector.api.routes import Answer, Call, Route, Scope
 from leased.collector.api.seen import ShareSeen, SharesSeen
-from leased.collector.api.shown import instant, quantities
+from leased.collector.api.shown import quantities
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, show
 from leased.collector.governance.issuer import Issuer
 from leased.collector.governance.register import Issued
+from leased.terms.quantity import print_instant
 
 _TAG: Final = re.compile(r'"([0-9]{1,18})"')
 WAITING: Final = "leased-waiting"
@@ -103,7 +104,7 @@ class Handing:
         issued: Issued = self._issuer.current
         nodes = [
             AcceptanceSeen(
-                one.node, one.generation, self._issuer.is_current(one), instant(one.seen_ns)
+                one.node, one.generation, self._issuer.is_current(one), print_instant(one.seen_ns)
             )
             for one in sorted(self._issuer.accepted.values(), key=lambda one: one.node)
         ]
@@ -112,13 +113,13 @@ class Handing:
                 self._issuer.fleet,
                 issued.generation,
                 issued.digest.hex(),
-                instant(issued.issued_ns),
-                instant(issued.expires_ns),
+                print_instant(issued.issued_ns),
+                print_instant(issued.expires_ns),
                 self._issuer.key.text(),
                 issued.note,
                 msgspec.Raw(issued.document.encode()),
                 nodes,
-                instant(call.now_ns),
+                print_instant(call.now_ns),
             )
         )
 
@@ -138,7 +139,7 @@ class Handing:
                 share=show(BY_KEY[one.key], one.share),
                 bound=show(BY_KEY[one.key], one.bound),
                 held=show(BY_KEY[one.key], one.held),
-                until=instant(one.until_ns),
+                until=print_instant(one.until_ns),
                 present=one.present,
             )
             for one in rows
@@ -147,7 +148,7 @@ class Handing:
             tenant=tenant,
             quotas=quantities(limits),
             shares=shown,
-            as_of=instant(call.now_ns),
+            as_of=print_instant(call.now_ns),
             reach=self._reach(call.now_ns),
         )
         return Answer(seen)

@@ -14,11 +14,12 @@ from typing import Final
 from leased.collector.api import forms
 from leased.collector.api.problems import Problem
 from leased.collector.governance.quotas import Terms
+from leased.terms.moment import DAY_NS
 from leased.terms.policy import Mode
 from leased.terms.quantity import parse_duration, parse_instant, parse_share
 
 INSTANT_NS_MAX: Final = 2**63 - 1
-LENGTH_NS_MAX: Final = 366 * 86_400 * 10**9
+LENGTH_NS_MAX: Final = 366 * DAY_NS
 """Of anything that is open, borne or allowed for a while."""
 
 

@@ -41,6 +41,7 @@ IDLE: Final = "__idle__"
 FENCED: Final = "__fenced__"
 Cost = dict[tuple[str, ...], Fraction]
 _Tier = tuple[ResourceKind, TierKind | None]
+_Sort = tuple[str, bool, Priority | None, _Tier]
 _RESOURCE: Final = {ResourceKind.MEM: "memory"}
 _GOOD: Final = ("OK", "BEHIND", "STALE")
 
@@ -226,33 +227,32 @@ def _present(fleet: Fleet, card: RateCard) -> Iterable[str]:
 def _hourly(fleet: Fleet, card: RateCard) -> tuple[Cost, Cost]:
     hourly: Cost = {}
     tenants: Cost = {}
-    bare = RateCard(tuple(one for one in card.rates if one.priority is None), card.currency)
     left: dict[_Tier, int] = {}
     # Whole numbers first, and one price of each: thousands of leases are of a few sorts.
-    amounts: dict[tuple[str, bool, bool, Priority, _Tier], int] = {}
+    amounts: dict[_Sort, int] = {}
     for view in fleet.nodes():
         for cell, capacity in view.tiers.items():
             left[cell] = left.get(cell, 0) + capacity
         for one in list(view.fences.values()):
-            sort = (FENCED, False, False, Priority.STANDARD, (one.kind, one.tier))
+            sort: _Sort = (FENCED, False, None, (one.kind, one.tier))
             amounts[sort] = amounts.get(sort, 0) + one.capacity
     for _, lease in fleet.leases():
         subject, held = lease.subject, lease.is_held
         whose = str(subject.tenant) if held else f"__{lease.state}__"
         free = held and subject.tag is not None and bool(subject.tag.flags & SYNTHETIC)
-        priority = subject.priority if held else Priority.STANDARD
+        priority = subject.priority if held else None
         for one in lease.kept:
-            sort = (whose, held, free, priority, (one.kind, one.tier))
+            sort = (whose, free, priority, (one.kind, one.tier))
             amounts[sort] = amounts.get(sort, 0) + one.capacity
-    for (whose, held, free, priority, cell), amount in amounts.items():
+    for (whose, free, priority, cell), amount in amounts.items():
         left[cell] = left.get(cell, 0) - amount
-        price = Fraction(0) if free else _price(card if held else bare, amount, *cell, priority)
-        label = _apart(whose) if held else whose
+        price = Fraction(0) if free else card.cost(amount * HOUR_NS, *cell, priority)
+        label = whose if priority is None else _apart(whose)
         _add(hourly, (cell[0].name.lower(), label, TYPE_OF[cell[0]]), price)
-        if held:
+        if priority is not None:
             _add(tenants, (whose,), price)
     for cell, amount in left.items():
-        price = _price(bare, amount, *cell, Priority.STANDARD)
+        price = card.cost(amount * HOUR_NS, *cell, None)
         _add(hourly, (cell[0].name.lower(), IDLE, TYPE_OF[cell[0]]), price)
     return hourly, tenants
 
@@ -280,17 +280,10 @@ def _spare(judged: Iterable[Judged], fleet: Fleet, card: RateCard) -> Cost:
             if used_pm is not None and lease.is_held:
                 share = 1 - Fraction(used_pm, TARGET_PM.get(one.kind, WHOLE_PM))
                 share = max(Fraction(0), share)
-                whole = (one.capacity, one.kind, one.tier, lease.subject.priority)
-                of = (TYPE_OF[one.kind],)
-                found[of] = found.get(of, Fraction(0)) + share * _price(card, *whole)
+                priced = (one.kind, one.tier, lease.subject.priority)
+                whole = card.cost(one.capacity * HOUR_NS, *priced)
+                _add(found, (TYPE_OF[one.kind],), share * whole)
     return found
-
-
-def _price(
-    card: RateCard, capacity: int, kind: ResourceKind, tier: TierKind | None, priority: Priority
-) -> Fraction:
-    cost = card.cost(abs(capacity) * HOUR_NS, kind, tier, priority)
-    return Fraction(cost.numerator, cost.denominator) * (-1 if capacity < 0 else 1)
 
 
 def _past(accounts: Accounts, floor: Floor) -> list[str]:

@@ -28,7 +28,6 @@ from leased.collector.api.shown import (
     QuotasSeen,
     ScheduleSeen,
     SchedulesSeen,
-    instant,
     number_before,
     page,
     quantities,
@@ -48,6 +47,7 @@ from leased.collector.governance.quotas import (
 from leased.collector.governance.register import Register, Sealed
 from leased.ports import Entropy
 from leased.terms.policy import Policy
+from leased.terms.quantity import print_instant
 
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 SCHEDULES_PER_TENANT_MAX = 64
@@ -101,7 +101,7 @@ class Quotas:
         seen = [tenant for tenant in self.tenants() if call.caller.sees(tenant)]
         shown, cursor = page(seen, call.query.limit, call.query.cursor, lambda tenant: tenant)
         rows = [self._row(tenant, call.now_ns) for tenant in shown]
-        return Answer(QuotasSeen(rows, instant(call.now_ns), cursor))
+        return Answer(QuotasSeen(rows, print_instant(call.now_ns), cursor))
 
     def _row(self, tenant: str, now_ns: int) -> QuotaRow:
         quota = self._register.quota(tenant) or Quota(tenant)
@@ -119,7 +119,7 @@ class Quotas:
 
     def _document(self, register: Register, tenant: str, now_ns: int) -> QuotaSeen:
         quota = register.quota(tenant) or Quota(tenant)
-        limits = self.limits(tenant, now_ns, register)
+        limits, grace_ns = self.limits(tenant, now_ns, register), quota.grace_until_ns
         return QuotaSeen(
             tenant=tenant,
             quotas=quantities({key: one.raw for key, one in limits.items()}),
@@ -134,7 +134,7 @@ class Quotas:
             ],
             scheduled=[ScheduleSeen.of(one, now_ns) for one in register.schedules(tenant)],
             revision=quota.revision,
-            grace_until=None if quota.grace_until_ns is None else instant(quota.grace_until_ns),
+            grace_until=None if grace_ns is None else print_instant(grace_ns),
         )
 
     # -- changing ----------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ class Quotas:
         seen = msgspec.structs.replace(
             self._document(self._writer, tenant, now_ns),
             change_id=change_id,
-            effective_at=instant(now_ns),
+            effective_at=print_instant(now_ns),
         )
         if expires_ns is not None:
             # What counts when this ends, schedules apart: by then the base may be another.
@@ -187,7 +187,7 @@ class Quotas:
             passed = "It has ended already: this is on record, and was never in force."
             seen = msgspec.structs.replace(
                 seen,
-                expires_at=instant(expires_ns),
+                expires_at=print_instant(expires_ns),
                 reverts_to=quantities({k: raw for k, raw in below.items() if k in found}),
                 note=passed if expires_ns <= now_ns else None,
             )
@@ -233,7 +233,7 @@ class Quotas:
             lambda one: one.id,
         )
         rows = [ScheduleSeen.of(one, call.now_ns) for one in shown]
-        return Answer(SchedulesSeen(rows, instant(call.now_ns), cursor))
+        return Answer(SchedulesSeen(rows, print_instant(call.now_ns), cursor))
 
     def schedule(self, call: Call) -> Answer:
         """One schedule."""
@@ -305,7 +305,7 @@ class Quotas:
         following = str(found[-1].change.sequence) if full else None
         count, head = self._register.head()
         rows = [ChangeSeen.of(one) for one in found]
-        return Answer(ChangesSeen(rows, count, head.hex(), instant(call.now_ns), following))
+        return Answer(ChangesSeen(rows, count, head.hex(), print_instant(call.now_ns), following))
 
     # -- inside ------------------------------------------------------------------------------------
 

@@ -15,12 +15,13 @@ from typing import Any
 import msgspec
 
 from leased.collector.api.seen import LeaseSeen, LogSeen, NodeSeen
-from leased.collector.api.shown import instant, quantities
+from leased.collector.api.shown import quantities
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.governance.dimensions import BY_KIND, show
 from leased.collector.live_lease import LiveLease
 from leased.collector.node_view import NodeView, Told
 from leased.terms.moment import NS_PER_S
+from leased.terms.quantity import print_instant
 from leased.terms.resource import ResourceKind
 
 
@@ -66,7 +67,7 @@ def node_row(entries: Iterable[LogEntry], view: NodeView, now_ns: int) -> NodeSe
 @lru_cache(maxsize=4_096)
 def _at(wall_s: int) -> str:
     """Many nodes are heard of in one second."""
-    return instant(wall_s * NS_PER_S)
+    return print_instant(wall_s * NS_PER_S)
 
 
 def _node_row(view: NodeView) -> NodeSeen:
@@ -112,7 +113,7 @@ def lease_row(view: NodeView, lease: LiveLease, now_ns: int) -> LeaseSeen:
         state=lease.state,
         ended=lease.ended or None,
         remaining_ms=view.left_ns(lease, now_ns) // 10**6 if lease.is_held else 0,
-        granted_at=instant(lease.granted_wall_ns),
+        granted_at=print_instant(lease.granted_wall_ns),
         generation=lease.generation,
         resources={one.resource_id: _amount(one.kind, one.capacity) for one in subject.allotments},
         log_id=view.log_id,

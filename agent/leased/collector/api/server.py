@@ -32,6 +32,7 @@ from leased.collector.api.requests import TAKE_S_MAX, origin_form
 from leased.collector.api.routes import Caller
 from leased.collector.api.settings import Http
 from leased.terms.errors import ConfigError
+from leased.terms.moment import NS_PER_S
 
 BACKLOG: Final = 128
 HANDSHAKE_S: Final = 10
@@ -172,7 +173,7 @@ class Server:
                 doors.cancel_scope.cancel()
             await context.terminated.set()
             self._application.close()
-            ends = trio.current_time() + self._http.stop_ns / 10**9
+            ends = trio.current_time() + self._http.stop_ns / NS_PER_S
             answering.cancel_scope.deadline = ends
             for connection in self._open:
                 connection.end_by(ends)

@@ -31,7 +31,7 @@ from leased.terms import reading
 from leased.terms.errors import ConfigError
 from leased.terms.identity import parse_tenant
 from leased.terms.lease import Priority
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_S
 from leased.terms.policy import Policy
 from leased.terms.policy_text import read_policy
 from leased.terms.quantity import parse_instant
@@ -69,7 +69,7 @@ class Governance(msgspec.Struct, frozen=True):
 
     fleet: str = "leased"
     policy_file: str = ""
-    policy_valid_ns: int = 24 * 3_600 * NS_PER_S
+    policy_valid_ns: int = DAY_NS
     share_valid_ns: int = 900 * NS_PER_S
     terms_file: str = ""
 
@@ -89,11 +89,11 @@ class Webhooks(msgspec.Struct, frozen=True):
     signing_keys: tuple[str, ...] = ()
     timeout_ns: int = 20 * NS_PER_S
     concurrency: int = 16
-    overlap_ns: int = 24 * 3_600 * NS_PER_S
-    keep_ns: int = 7 * 24 * 3_600 * NS_PER_S
-    keep_dead_ns: int = 30 * 24 * 3_600 * NS_PER_S
+    overlap_ns: int = DAY_NS
+    keep_ns: int = 7 * DAY_NS
+    keep_dead_ns: int = 30 * DAY_NS
     thresholds_pm: tuple[int, ...] = (800, 1000)
-    idle_ns: int = 24 * 3_600 * NS_PER_S
+    idle_ns: int = DAY_NS
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -279,7 +279,7 @@ def _multiplier(value: Any) -> int:
 
 def _per_hour(value: Any) -> int:
     count, per_ns = reading.rate(value)
-    return count * 3_600 * NS_PER_S // per_ns
+    return count * HOUR_NS // per_ns
 
 
 def _hash(value: Any) -> str:

@@ -33,11 +33,6 @@ Quantities = dict[str, Annotated[Any, Meta(extra_json_schema=_QUANTITY)]]
 """Numbers, and text where there is a unit in it ("3600s", "100/s")."""
 
 
-def instant(wall_ns: int) -> str:
-    """RFC 3339, in UTC, to the second."""
-    return print_instant(wall_ns)
-
-
 def quantities(limits: Mapping[str, int]) -> Quantities:
     """Limits as they are written, in the order of the documentation."""
     return {key: show(one, limits[key]) for key, one in BY_KEY.items() if key in limits}
@@ -112,8 +107,8 @@ class OverrideSeen(msgspec.Struct, frozen=True):
             one.id,
             quantities(one.limits),
             one.reason,
-            instant(one.created_ns),
-            instant(one.expires_ns),
+            print_instant(one.created_ns),
+            print_instant(one.expires_ns),
             one.actor,
         )
 
@@ -147,11 +142,11 @@ class ScheduleSeen(msgspec.Struct, frozen=True):
             duration=print_duration(one.duration_ns),
             quotas=quantities(one.limits),
             reason=one.reason,
-            created_at=instant(one.created_ns),
+            created_at=print_instant(one.created_ns),
             actor=one.actor,
-            next_start=None if opens_ns is None else instant(opens_ns),
-            next_end=None if opens_ns is None else instant(opens_ns + one.duration_ns),
-            open_until=instant(opened[0].ends_ns) if opened else None,
+            next_start=None if opens_ns is None else print_instant(opens_ns),
+            next_end=None if opens_ns is None else print_instant(opens_ns + one.duration_ns),
+            open_until=print_instant(opened[0].ends_ns) if opened else None,
         )
 
 
@@ -222,7 +217,7 @@ class ChangeSeen(msgspec.Struct, frozen=True):
         return cls(
             change.sequence,
             change.id,
-            instant(change.wall_ns),
+            print_instant(change.wall_ns),
             change.actor,
             change.action,
             change.tenant,

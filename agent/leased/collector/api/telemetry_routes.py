@@ -30,10 +30,10 @@ from leased.collector.telemetry.decoding import FUTURE_NS_MAX
 from leased.collector.telemetry.store import Store
 from leased.economics.rates import RateCard
 from leased.economics.waste import Judged, Waste
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import DAY_NS, NS_PER_S
 from leased.terms.quantity import parse_duration
 
-LAST_NS_MAX = 90 * 24 * 3600 * NS_PER_S
+LAST_NS_MAX = 90 * DAY_NS
 FRESH_NS = 2 * NS_PER_S
 """What was found so long ago is told again: nodes tell of themselves every ten seconds, and it is
 the most that is asked here, by webhooks too."""

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping
-from decimal import ROUND_DOWN, Decimal
+from decimal import Decimal
 from fractions import Fraction
 from itertools import islice
 from typing import Final
 
 import msgspec
 
-from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.answers import Reach, cut
 from leased.collector.accounts.reaching import reach_of_fleet
 from leased.collector.api.allocations import seen_of
 from leased.collector.api.problems import unread
@@ -38,7 +38,7 @@ from leased.collector.api.seen import (
     UsageOf,
     UsageSeen,
 )
-from leased.collector.api.shown import instant, page, quantities
+from leased.collector.api.shown import page, quantities
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.fleet import Fleet
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, Form, show
@@ -46,13 +46,13 @@ from leased.collector.governance.lending import lent
 from leased.collector.governance.quotas import Limit, Per
 from leased.collector.node_view import NodeView
 from leased.collector.planning.compliance import HOURS, Tally
-from leased.terms.moment import HOUR_NS, NS_PER_S
+from leased.terms.moment import HOUR_NS, MINUTE_NS, NS_PER_S
 from leased.terms.policy import Policy
+from leased.terms.quantity import print_instant
 from leased.terms.resource import ResourceKind
 
 PRIMARY: Final = "cpu_cores"
-THROTTLED_NS: Final = 60 * 10**9
-HUNDREDTH: Final = Decimal("0.01")
+THROTTLED_NS: Final = MINUTE_NS
 
 
 class Views:
@@ -111,8 +111,8 @@ class Views:
             dominant_resource=most,
             borrowed=quantities(_borrowed(fleet, tenant)),
             lent=quantities(self._lent(fleet, tenant, now_ns)),
-            over_soft_since=instant(min(over)) if over else None,
-            as_of=instant(now_ns),
+            over_soft_since=print_instant(min(over)) if over else None,
+            as_of=print_instant(now_ns),
             reach=self.reach(now_ns),
         )
 
@@ -188,22 +188,22 @@ class Views:
             whole.add(tally)
         return ComplianceSeen(
             period=f"{HOURS}h",
-            since=instant(from_ns),
-            quota_compliance=_cut(whole.share),
+            since=print_instant(from_ns),
+            quota_compliance=cut(whole.share, 4),
             requests=whole.requests,
             over=whole.over,
             refused=whole.refused,
             by_tenant=[
                 TenantCompliance(
                     tenant=tenant,
-                    quota_compliance=_cut(one.share),
+                    quota_compliance=cut(one.share, 4),
                     requests=one.requests,
                     over=one.over,
                     refused=one.refused,
                 )
                 for tenant, one in sorted(tallies.items())
             ],
-            as_of=instant(now_ns),
+            as_of=print_instant(now_ns),
             reach=self.reach(now_ns),
         )
 
@@ -229,13 +229,13 @@ class Views:
             msgspec.structs.replace(row, state="retired") if row.node in fleet.retired else row
             for row in rows
         ]
-        return NodesSeen(seen, instant(now_ns), self.reach(now_ns))
+        return NodesSeen(seen, print_instant(now_ns), self.reach(now_ns))
 
     def leases(self, call: Call) -> Answer:
         """Leases that are not proven clean, soonest deadline first within a page's order."""
         rows = self.leases_of(call.caller, call.query.tenant, call.now_ns)
         shown, cursor = page(rows, call.query.limit, call.query.cursor, lambda one: one.lease_id)
-        told = (instant(call.now_ns), self.reach(call.now_ns), cursor)
+        told = (print_instant(call.now_ns), self.reach(call.now_ns), cursor)
         return Answer(LeasesSeen(list(shown), len(rows), *told))
 
     def leases_of(self, caller: Caller, tenant: str | None, now_ns: int) -> list[LeaseSeen]:
@@ -267,13 +267,13 @@ class Views:
                 views[at].node,
                 one.sequence,
                 one.kind,
-                instant(one.wall_ns),
+                print_instant(one.wall_ns),
                 one.tenant,
                 one.lease_id,
             )
             for _, _, at, one in islice(newest, limit)
         ]
-        return Answer(EventsSeen(rows, instant(call.now_ns), self.reach(call.now_ns)))
+        return Answer(EventsSeen(rows, print_instant(call.now_ns), self.reach(call.now_ns)))
 
     def reach(self, now_ns: int) -> Reach:
         """How far the records go that all of this follows from."""
@@ -331,15 +331,7 @@ def _row(dimension: Dimension, limit: Limit | None, used: Mapping[NodeView, int]
 
 
 def _ratio(part: int, whole: int) -> Decimal:
-    """Cut to two digits, never rounded up."""
-    if not whole:
-        return Decimal(1 if part else 0)
-    return (Decimal(part) / Decimal(whole)).quantize(HUNDREDTH, ROUND_DOWN)
-
-
-def _cut(share: Fraction) -> Decimal:
-    """Cut to four digits: 0.9999 is not all."""
-    return Decimal(share.numerator * 10_000 // share.denominator).scaleb(-4)
+    return cut(Fraction(part, whole), 2) if whole else Decimal(1 if part else 0)
 
 
 def _idle(fleet: Fleet, tenant: str, kind: ResourceKind, limit: Limit) -> int:

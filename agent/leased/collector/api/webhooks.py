@@ -19,10 +19,10 @@ from msgspec import Meta
 from leased.collector.api import forms
 from leased.collector.api.problems import Problem
 from leased.collector.api.routes import Answer, Call, Caller, Route, Scope
-from leased.collector.api.shown import instant, number_before, page
+from leased.collector.api.shown import number_before, page
 from leased.collector.webhooks.outbox import Delivery, Outbox, Webhook
 from leased.collector.webhooks.receivers import NoWebhook, Receivers, TooMany
-from leased.terms.quantity import parse_instant
+from leased.terms.quantity import parse_instant, print_instant
 
 TOP: Final = "/v1/webhooks"
 Url = Annotated[str, Meta(min_length=8, max_length=2048)]
@@ -141,7 +141,7 @@ def shown(webhook: Webhook, outbox: Outbox, *, secret: bool = False) -> WebhookS
         events=list(webhook.events),
         tenants=None if webhook.tenants is None else list(webhook.tenants),
         description=webhook.description,
-        created_at=instant(webhook.created_ns),
+        created_at=print_instant(webhook.created_ns),
         enabled=not webhook.disabled,
         disabled_because=webhook.disabled or None,
         secrets=len(webhook.secrets),
@@ -153,14 +153,15 @@ def shown(webhook: Webhook, outbox: Outbox, *, secret: bool = False) -> WebhookS
 
 def delivery_shown(one: Delivery) -> DeliverySeen:
     """As it is shown."""
+    due_ns = max(one.due_ns, one.at_ns)
     return DeliverySeen(
         message=one.message,
         kind=one.kind,
         state=one.state,
         attempts=one.attempts,
-        happened_at=instant(one.made_ns),
-        last_attempt_at=instant(one.at_ns) if one.attempts else None,
-        next_attempt_at=instant(max(one.due_ns, one.at_ns)) if one.state == "pending" else None,
+        happened_at=print_instant(one.made_ns),
+        last_attempt_at=print_instant(one.at_ns) if one.attempts else None,
+        next_attempt_at=print_instant(due_ns) if one.state == "pending" else None,
         status=one.status,
         why=one.why,
     )

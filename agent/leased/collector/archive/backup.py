@@ -42,6 +42,7 @@ from leased.collector.telemetry.store import NAME as TELEMETRY
 from leased.collector.witness import LOG
 from leased.durable.files import DirectoryDisk, write_whole
 from leased.terms.errors import StateError
+from leased.terms.moment import NS_PER_S
 
 FORMAT: Final = "leased-backup/1"
 LIST: Final = "backup.json"
@@ -270,7 +271,7 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def _take_all(directory: Path, listing: Listing, state: Path, progress: Progress) -> None:
-    aside = f"{LOG}.of-{listing.made_ns // 10**9}"
+    aside = f"{LOG}.of-{listing.made_ns // NS_PER_S}"
     # The manifest last: what has none is no state that a collector would start with.
     for path in sorted(listing.files, key=lambda path: (path == DATABASE, path)):
         progress(path)

@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import msgspec
 
+from leased.terms.moment import HOUR_NS
 from leased.terms.quantity import parse_duration, parse_rate, print_duration
 from leased.terms.resource import UNIT, ResourceKind
 
 RAW_MAX: Final = 2**63 - 1
-_HOUR_NS: Final = 3_600_000_000_000
 
 
 class Form(enum.Enum):
@@ -106,7 +106,7 @@ def parse(dimension: Dimension, value: Any) -> int:
             raise ValueError("a duration above zero, of at most 292 years")
         return found
     count, per_ns = parse_rate(value)
-    return count * (_HOUR_NS // per_ns)
+    return count * (HOUR_NS // per_ns)
 
 
 def _parse_amount(dimension: Dimension, value: Any) -> int:

@@ -32,14 +32,15 @@ from leased.collector.governance.policies import Part, Saying
 from leased.collector.governance.quotas import Opening, Per, Schedule, effective
 from leased.collector.governance.shares import Shares
 from leased.collector.node_view import NodeView, Want
+from leased.terms.moment import MINUTE_NS
 from leased.terms.reply import RefusalReason
 from leased.terms.resource import ResourceKind
 
-SEEN_NS: Final = 60 * 10**9
+SEEN_NS: Final = MINUTE_NS
 """What was granted while a smaller share was on its way is borne by the node for so long: meanwhile
 its records come in, and it is given back what it holds."""
 
-WANT_NS: Final = 60 * 10**9
+WANT_NS: Final = MINUTE_NS
 """Who asked in vain and has not asked again for so long has given up."""
 
 OVER_MAX: Final = 101

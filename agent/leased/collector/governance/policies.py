@@ -25,6 +25,7 @@ from leased.collector.governance.dimensions import BY_KEY, BY_KIND, DIVISIBLE, F
 from leased.collector.governance.division import floor_of
 from leased.collector.governance.quotas import Override, Quota, Schedule, Terms
 from leased.terms.identity import TenantId
+from leased.terms.moment import HOUR_NS
 from leased.terms.policy import (
     CapacityLimit,
     Change,
@@ -38,7 +39,6 @@ from leased.terms.policy import Schedule as Window
 from leased.terms.policy_check import check
 from leased.terms.policy_turn import laid_over
 
-_HOUR_NS = 3_600_000_000_000
 SHARE = "this node's share of the fleet's quota, until it is handed another"
 """The reason that a node's `changes` give for it."""
 
@@ -52,7 +52,7 @@ def limits_of(limits: Mapping[str, int], terms: Terms, grace_ns: int | None = No
         if dimension.kind is not None:
             capacities.append(_capacity(dimension.kind, raw, terms))
         elif dimension.field:
-            fields[dimension.field] = Rate(raw, _HOUR_NS) if dimension.form is Form.RATE else raw
+            fields[dimension.field] = Rate(raw, HOUR_NS) if dimension.form is Form.RATE else raw
     return LimitSet(capacities=tuple(capacities), grace_ns_cut=grace_ns, **fields)
 
 
@@ -80,7 +80,7 @@ def shown_limits(limits: LimitSet) -> dict[str, int]:
         value = getattr(limits, dimension.field) if dimension.field else None
         if value is not None:
             found[key] = (
-                value.count * (_HOUR_NS // value.per_ns) if isinstance(value, Rate) else value
+                value.count * (HOUR_NS // value.per_ns) if isinstance(value, Rate) else value
             )
     for capacity in limits.capacities:
         if capacity.tier is None and capacity.node is None and not capacity.hosts:

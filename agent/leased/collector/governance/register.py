@@ -26,11 +26,12 @@ from leased.collector.governance.shares import Given
 from leased.collector.webhooks.outbox import SCHEMA as OUTBOX
 from leased.durable.files import make_private
 from leased.terms.errors import ChainError, StateError
+from leased.terms.moment import DAY_NS
 
 DATABASE: Final = "register.sqlite"
 VERSION: Final = 3
 BUSY_MS: Final = 5_000
-REPLIES_KEPT_NS: Final = 24 * 3_600 * 1_000_000_000
+REPLIES_KEPT_NS: Final = DAY_NS
 _DOMAIN: Final = b"leased governance change v1\0"
 _SCHEMA: Final = """
 CREATE TABLE quotas (tenant TEXT PRIMARY KEY, document BLOB NOT NULL) WITHOUT ROWID;

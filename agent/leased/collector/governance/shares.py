@@ -16,7 +16,9 @@ from typing import Final
 
 import msgspec
 
-LATE_NS: Final = 60 * 10**9
+from leased.terms.moment import MINUTE_NS
+
+LATE_NS: Final = MINUTE_NS
 """A node looks at its clock every 30 s, and clocks of a fleet differ by less than that."""
 
 Amounts = dict[str, dict[str, int]]

@@ -19,9 +19,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
+from leased.terms.moment import HOUR_NS, NS_PER_S
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_NS_PER_S: Final = 1_000_000_000
-_FOLD_NS: Final = 3 * 3_600 * _NS_PER_S
+_FOLD_NS: Final = 3 * HOUR_NS
 _OF_A_HOST: Final = ("localtime", "posixrules", "Factory")
 """Names that stand for another zone on each host."""
 FIELDS: Final = 5
@@ -73,10 +74,10 @@ def _named(cron: str, timezone: str, from_ns: int, *, reverse: bool) -> Iterator
     try:
         for found in CronSim(cron, _local(timezone, from_ns), reverse=reverse):
             since = found.astimezone(UTC) - _EPOCH
-            yield (since.days * 86_400 + since.seconds) * _NS_PER_S
+            yield (since.days * 86_400 + since.seconds) * NS_PER_S
     except CronSimError:
         return
 
 
 def _local(timezone: str, at_ns: int) -> datetime:
-    return (_EPOCH + timedelta(seconds=at_ns // _NS_PER_S)).astimezone(ZoneInfo(timezone))
+    return (_EPOCH + timedelta(seconds=at_ns // NS_PER_S)).astimezone(ZoneInfo(timezone))

@@ -19,8 +19,9 @@ from leased.collector.metering import tables
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.projected import projected, values
 from leased.collector.metering.sources import Counted
-from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.hourly import NodeSpan
 from leased.economics.meter import UsageKey
+from leased.terms.moment import HOUR_NS
 
 _HELD: Final = """
 terms AS (

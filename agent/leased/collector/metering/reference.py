@@ -15,7 +15,6 @@ from typing import Final
 
 import msgspec
 
-from leased.collector.accounts.periods import DAY_NS
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.metering.projection import log_number
 from leased.collector.metering.sources import (
@@ -27,12 +26,12 @@ from leased.collector.metering.sources import (
     gathered,
     summed,
 )
-from leased.economics.hourly import HOUR_NS, Hourly, NodeFold, NodeSpan, PeakKey
+from leased.economics.hourly import Hourly, NodeFold, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.peaks import labelled, steps
 from leased.economics.pools import Pool
 from leased.terms.event import Allocated
-from leased.terms.moment import Moment
+from leased.terms.moment import DAY_NS, HOUR_NS, Moment
 from leased.terms.resource import ResourceKind, TierKind
 
 _Spans = list[tuple[int, int, int]]

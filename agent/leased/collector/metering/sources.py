@@ -14,10 +14,11 @@ from typing import Final, Protocol
 
 import msgspec
 
-from leased.economics.hourly import HOUR_NS, NodeSpan, PeakKey
+from leased.economics.hourly import NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import Pool
 from leased.terms.lease import SYNTHETIC, AccountingTag
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind, TierKind
 
 PROBE: Final = AccountingTag("", flags=SYNTHETIC)

@@ -39,15 +39,15 @@ from leased.collector.metering.projection import LogShape, log_number, shape
 from leased.collector.metering.rollup import LAYOUT, ORDER, Listing, Rollups, Stretch, stretches
 from leased.collector.metering.sources import Held, Quiet, gathered
 from leased.durable.files import DirectoryDisk
-from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.hourly import NodeSpan
 from leased.economics.pools import Pool
 from leased.terms.errors import EX_TEMPFAIL, StateError
+from leased.terms.moment import DAY_NS
 from leased.terms.resource import ResourceKind
 
 DERIVED: Final = "derived"
 AGAIN: Final = "again"
 DAY_HOURS: Final = 24
-DAY_NS: Final = DAY_HOURS * HOUR_NS
 _SOURCE: Final = {"peaks": "all_peaks"}
 _DAY_OF: Final = dict.fromkeys(ORDER, "idiv(hour, 24)") | {"contributors": "day"}
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from leased.collector.accounts.periods import DAY_NS
 from leased.collector.metering import tables
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import RESULTS, Rows
@@ -27,9 +26,10 @@ from leased.collector.metering.sources import (
     Quiet,
     cut_quiet,
 )
-from leased.economics.hourly import HOUR_NS, NodeSpan, PeakKey
+from leased.economics.hourly import NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.terms.errors import StateError
+from leased.terms.moment import DAY_NS, HOUR_NS
 
 _WIDE: Final = ("cap_ns", "held")
 _TEXT: Final = ("tenant", "tag")

@@ -13,10 +13,11 @@ from functools import cache, lru_cache
 
 from leased.collector.metering.engine import Rows
 from leased.collector.metering.projection import LogShape, tag_of
-from leased.economics.hourly import HOUR_NS, PeakKey
+from leased.economics.hourly import PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import Pool
 from leased.terms.lease import Priority
+from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind, TierKind
 
 _NO_PRIORITY = -1

@@ -19,7 +19,7 @@ from fractions import Fraction
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.answers import Reach, cut
 from leased.collector.accounts.periods import Window
 from leased.collector.telemetry.store import Store
 from leased.collector.telemetry.views import heat, waits
@@ -148,8 +148,7 @@ def sensitivities(
         card = accounts.terms.cards[accounts.terms.card_number(key.bucket)].card
         cost = card.cost(amount, key.kind, key.tier, key.priority)
         kinds = costs.setdefault((key.tenant, key.tag.project if key.tag else ""), {})
-        priced = Fraction(cost.numerator, cost.denominator)
-        kinds[key.kind] = kinds.get(key.kind, Fraction(0)) + priced
+        kinds[key.kind] = kinds.get(key.kind, Fraction(0)) + cost
     rows = [
         row
         for (tenant, project), kinds in sorted(costs.items())
@@ -175,7 +174,7 @@ def _levels(
             tenant,
             project,
             kind.name.lower(),
-            Decimal(int(share * 100)).scaleb(-2),
+            cut(share, 2),
             None if wait_pm is None else Decimal(wait_pm).scaleb(-3),
             level.value,
         )

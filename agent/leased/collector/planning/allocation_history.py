@@ -12,23 +12,23 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from decimal import ROUND_DOWN, Decimal
+from decimal import Decimal
+from fractions import Fraction
 from typing import Final
 
 import msgspec
 
-from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Interval, Reach
+from leased.collector.accounts.answers import Interval, Reach, cut, interval_of
 from leased.collector.governance.fairness import entitled, evenness
 from leased.collector.governance.strategies import Plans
 from leased.economics.pools import Pool
-from leased.terms.moment import HOUR_NS, NS_PER_S
+from leased.terms.moment import HOUR_NS, HOUR_S, NS_PER_S
 from leased.terms.policy import Allocation
+from leased.terms.quantity import print_instant
 from leased.terms.resource import UNIT, ResourceKind
 
 POINTS_MAX: Final = 500
-_THOUSANDTH: Final = Decimal("0.001")
 
 
 class AllocationPoint(msgspec.Struct, frozen=True):
@@ -96,7 +96,7 @@ def allocations(
     used: Mapping[int, tuple[int, int]] = {}
     if shares is not None:
         begin_s, end_s = window.from_ns // NS_PER_S, window.to_ns // NS_PER_S
-        used = shares(kind.name.lower(), begin_s, end_s, hours * 3600)
+        used = shares(kind.name.lower(), begin_s, end_s, hours * HOUR_S)
     points = [
         _point(
             window.from_ns + point * hours * HOUR_NS,
@@ -112,7 +112,7 @@ def allocations(
         f"{hours}h",
         kind.name.lower(),
         points,
-        Interval(periods.instant(window.from_ns), periods.instant(window.to_ns)),
+        interval_of(window),
         accounts.reach(window),
     )
 
@@ -133,14 +133,11 @@ def _point(
             tenants[tenant] = tenants.get(tenant, 0) + part.held[tenant]
     capacity_ns = sum(part.there for _, part in parts)
     held_ns = sum(tenants.values())
-    ratio = None
-    if capacity_ns:
-        ratio = (Decimal(held_ns) / Decimal(capacity_ns)).quantize(_THOUSANDTH, ROUND_DOWN)
     return AllocationPoint(
-        periods.instant(from_ns),
-        (Decimal(held_ns) / whole).quantize(_THOUSANDTH, ROUND_DOWN),
-        (Decimal(capacity_ns) / whole).quantize(_THOUSANDTH, ROUND_DOWN),
-        ratio,
-        Decimal(min(1000, used[0] * 1000 // used[1])).scaleb(-3) if used[1] else None,
+        print_instant(from_ns),
+        cut(Fraction(held_ns, whole), 3),
+        cut(Fraction(capacity_ns, whole), 3),
+        cut(Fraction(held_ns, capacity_ns), 3) if capacity_ns else None,
+        cut(min(Fraction(1), Fraction(*used)), 3) if used[1] else None,
         evenness(tenants, tenants, goals),
     )

@@ -28,6 +28,7 @@ from leased.collector.accounts.answers import (
     IdleResource,
     Utilization,
     Workers,
+    cut,
     to_decimals,
 )
 from leased.collector.accounts.clocks import AHEAD_NS
@@ -35,15 +36,16 @@ from leased.collector.accounts.periods import Window
 from leased.collector.metering.sources import Held, Quiet
 from leased.collector.planning.thresholds import Load, Thresholds, alerts, scaling
 from leased.economics.amounts import exact
-from leased.economics.attribution import plain_cost
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
 from leased.terms.moment import HOUR_NS, MINUTE_NS
 from leased.terms.policy import Policy
+from leased.terms.quantity import print_instant
 from leased.terms.resource import ResourceKind, TierKind
 
 WEEK: Final = "7d"
+MONTH_H: Final = 730
 KINDS: Final = {
     "cpu": ResourceKind.CPU,
     "memory": ResourceKind.MEM,
@@ -90,7 +92,7 @@ def capacity(
     when = {"changed_ns": changed_ns, "now_ns": now_ns}
     return Capacity(
         CurrentCapacity(amounts["cpu"], amounts["mem"], workers, amounts),
-        Utilization(_cut(cpu), _cut(memory), _cut(overall)),
+        Utilization(*(None if one is None else cut(one, 2) for one in (cpu, memory, overall))),
         Headroom(soft.overage_percent, soft.overage_minutes),
         alerts(loads, marks, queue_depth),
         _advice(accounts, held, workers, marks, **when),
@@ -133,10 +135,6 @@ def _sums(held: Iterable[Held], kind: ResourceKind) -> tuple[int, int]:
 def _share(held: Iterable[Held], kind: ResourceKind) -> Fraction | None:
     total, used = _sums(held, kind)
     return Fraction(used, total) if total else None
-
-
-def _cut(share: Fraction | None) -> Decimal | None:
-    return None if share is None else Decimal(int(share * 100)).scaleb(-2)
 
 
 def _units(amount: int, unit: int) -> Decimal:
@@ -185,7 +183,7 @@ def idle(accounts: Accounts) -> Idle:
 def _idle_row(stretch: Quiet, cost: Fraction, decimals: int) -> IdleResource:
     return IdleResource(
         stretch.node_id,
-        periods.instant(stretch.from_ns),
+        print_instant(stretch.from_ns),
         (stretch.to_ns - stretch.from_ns) // HOUR_NS,
         to_decimals(cost, decimals),
         "Scale down or terminate",
@@ -219,17 +217,15 @@ def infrastructure_cost(
     accounts: Accounts, kind: ResourceKind, tier: TierKind | None, amount: int
 ) -> Fraction:
     """What having so much capacity x ns cost, whoever held it."""
-    hour = list_price(accounts.infrastructure(), kind, tier)
-    return hour * Fraction(amount, UNIT[kind] * HOUR_NS)
+    return accounts.infrastructure().cost(amount, kind, tier, None)
 
 
 def list_cost(accounts: Accounts, key: UsageKey, amount: int) -> Fraction:
     """What having so much capacity x ns costs by the list of its hour, whatever its priority."""
     card = accounts.terms.cards[accounts.terms.card_number(key.bucket)].card
-    hour = list_price(card, key.kind, key.tier)
-    return hour * Fraction(amount, UNIT[key.kind] * HOUR_NS)
+    return card.cost(amount, key.kind, key.tier, None)
 
 
 def list_price(card: RateCard, kind: ResourceKind, tier: TierKind | None) -> Fraction:
     """Of one unit for an hour, whatever the priority."""
-    return plain_cost(card, kind, tier, UNIT[kind] * HOUR_NS)
+    return card.cost(UNIT[kind] * HOUR_NS, kind, tier, None)

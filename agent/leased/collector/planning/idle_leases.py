@@ -18,18 +18,17 @@ from typing import Final
 
 import msgspec
 
-from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Idle, IdleResource, to_decimals
 from leased.collector.holdings import Holdings
 from leased.collector.planning import capacity
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import IdleStretch, Store
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import HOUR_S, NS_PER_S
+from leased.terms.quantity import print_instant
 from leased.terms.resource import ResourceKind
 
-WEEK_S: Final = 7 * 24 * 3_600
-LEAST_S: Final = 3_600
+WEEK_S: Final = 7 * 24 * HOUR_S
 _KINDS: Final = {kind.name.lower(): kind for kind in ResourceKind}
 
 
@@ -49,7 +48,7 @@ def idle(
     decimals = accounts.infrastructure().decimals
     listed: list[IdleResource] = []
     waste = Fraction(0)
-    for stretch in _known(samples.idle(end_s - WEEK_S, end_s, LEAST_S)):
+    for stretch in _known(samples.idle(end_s - WEEK_S, end_s, HOUR_S)):
         cost = _cost(accounts, stretch, holdings)
         waste += cost
         if stretch.end_s >= heard.get(stretch.node, end_s):
@@ -81,8 +80,8 @@ def _cost(accounts: Accounts, one: IdleStretch, holdings: Holdings | None) -> Fr
 def _row(one: IdleStretch, cost: Fraction, decimals: int) -> IdleResource:
     return IdleResource(
         one.lease,
-        periods.instant(one.begin_s * NS_PER_S),
-        (one.end_s - one.begin_s) // 3_600,
+        print_instant(one.begin_s * NS_PER_S),
+        (one.end_s - one.begin_s) // HOUR_S,
         to_decimals(cost, decimals),
         "Release it, or ask for less",
         "lease",

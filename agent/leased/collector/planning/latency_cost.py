@@ -33,7 +33,6 @@ from leased.terms.errors import InvalidParameter
 from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_MS, NS_PER_S
 from leased.terms.resource import ResourceKind
 
-MONTH_H: Final = 730
 MODEL: Final = "M/M/c"
 SHARES: Final = ((2, 3), (1, 2), (1, 3))
 """Targets, of what it takes now, where none are named."""
@@ -148,7 +147,7 @@ def _marginal(
         return MarginalCost(target_ms, None, None, False)
     more = max(0, -(-(wanted - servers) // places))
     decimals = accounts.infrastructure().decimals
-    cost = to_decimals(price * more * MONTH_H, decimals)
+    cost = to_decimals(price * more * capacity.MONTH_H, decimals)
     return MarginalCost(target_ms, cost, more, True)
 
 

@@ -20,7 +20,7 @@ import msgspec
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import ReservationAdvice, Reservations, to_decimals
 from leased.collector.accounts.periods import Window
-from leased.collector.planning.capacity import list_price
+from leased.collector.planning.capacity import MONTH_H, list_price
 from leased.collector.planning.history import begun_ns
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
@@ -30,7 +30,6 @@ from leased.terms.quantity import WHOLE_PM
 from leased.terms.reading import Keys, integer, section, share
 from leased.terms.resource import ResourceKind, TierKind
 
-ALL_OF_A_YEAR_H: Final = 8_760
 YEAR_MONTHS: Final = 12
 MONTHS_MAX: Final = 120
 
@@ -105,16 +104,15 @@ def _advise(
     reserved = price * quantity * Fraction(offer.price_pm, 1000)
     saved = listed - reserved
     name = kind.name.lower() + ("" if tier is None else f"/{tier.name.lower()}")
-    month = Fraction(ALL_OF_A_YEAR_H, YEAR_MONTHS)
-    upfront = reserved * month * offer.months * Fraction(offer.upfront_pm, 1000)
-    recurring = reserved * month * Fraction(1000 - offer.upfront_pm, 1000)
-    gained = listed * month - recurring
+    upfront = reserved * MONTH_H * offer.months * Fraction(offer.upfront_pm, 1000)
+    recurring = reserved * MONTH_H * Fraction(1000 - offer.upfront_pm, 1000)
+    gained = listed * MONTH_H - recurring
     return ReservationAdvice(
         name,
         quantity,
         offer.term,
         to_decimals(saved * 100 / listed, 1) if listed else Decimal(0),
-        to_decimals(saved * ALL_OF_A_YEAR_H, 2),
+        to_decimals(saved * MONTH_H * YEAR_MONTHS, 2),
         to_decimals(upfront / gained, 1) if gained > 0 else None,
     )
 

@@ -21,19 +21,17 @@ from typing import Final
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.answers import Reach, to_decimals
 from leased.collector.fleet import Fleet
+from leased.collector.planning.capacity import MONTH_H
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import Spread, Store
-from leased.economics.amounts import rounded
 from leased.economics.pools import UNIT
 from leased.economics.rates import RateCard
-from leased.economics.statement import fixed
 from leased.terms.lease import Priority
 from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind, TierKind
 
-MONTH_H: Final = 730
 USED: Final = "leased.lease.utilization"
 WINDOWS_MIN: Final = 12
 """An hour of windows: less says nothing about a peak."""
@@ -111,7 +109,7 @@ def rightsizing(
     spreads = store.spreads(USED, begin_s, end_s) if store is not None else []
     found = _templates(fleet, spreads)
     card = accounts.terms.card_at(accounts.now_ns())
-    decimals, rows, unknown = accounts.terms.decimals, [], 0
+    rows, unknown = list[RightSize](), 0
     for (name, kind), one in sorted(found.items()):
         if one.windows < WINDOWS_MIN or not one.most_ppm:
             unknown += 1
@@ -125,9 +123,9 @@ def rightsizing(
         if wanted >= one.capacity:
             continue
         spared = Fraction(_spared(one, card, kind, wanted), max(1, (end_s - begin_s) // WINDOW_S))
-        saved = rounded(spared, decimals)
+        saved = to_decimals(spared, accounts.terms.decimals)
         if saved > 0:
-            rows.append(_row(name, kind, one, int(wanted), used_ppm, percentile, saved, decimals))
+            rows.append(_row(name, kind, one, int(wanted), used_ppm, percentile, saved))
     rows = _by_component(rows)
     rows.sort(key=lambda row: (-row.estimated_savings_monthly, row.component))
     how = (period, percentile, unknown, accounts.reach_now())
@@ -140,8 +138,7 @@ def _spared(one: _Template, card: RateCard, kind: ResourceKind, wanted: int) -> 
     found = Fraction(0)
     for (tier, priority, capacity), windows in one.held.items():
         more = max(0, capacity - wanted) * windows
-        cost = card.cost(more * HOUR_NS * MONTH_H, kind, tier, priority)
-        found += Fraction(cost.numerator, cost.denominator)
+        found += card.cost(more * HOUR_NS * MONTH_H, kind, tier, priority)
     return found
 
 
@@ -179,8 +176,7 @@ def _row(
     wanted: int,
     used_ppm: int,
     percentile: int,
-    saved: int,
-    decimals: int,
+    saved: Decimal,
 ) -> RightSize:
     key, suffix = _NAMES[kind]
     unit = UNIT[kind]
@@ -192,7 +188,7 @@ def _row(
         {key: _amount(wanted, unit) + suffix},
         f"The {what} of use is {used_ppm // 10_000}% {title}; the target is "
         f"{TARGET_PM[kind] // 10}%",
-        Decimal(fixed(saved, decimals)),
+        saved,
         one.leases,
         one.windows,
     )

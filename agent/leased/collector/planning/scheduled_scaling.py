@@ -18,7 +18,6 @@ from typing import Final
 
 import msgspec
 
-from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Reach, to_decimals
 from leased.collector.accounts.periods import Window
@@ -27,7 +26,8 @@ from leased.collector.planning import capacity
 from leased.collector.planning.history import begun_ns
 from leased.economics.pools import Pool
 from leased.terms.errors import ConfigError, InvalidParameter
-from leased.terms.moment import HOUR_NS
+from leased.terms.moment import DAY_NS, HOUR_NS
+from leased.terms.quantity import print_instant
 from leased.terms.reading import Keys, fields, integer, rows, section, table, text
 from leased.terms.resource import ResourceKind
 
@@ -108,7 +108,7 @@ def scheduled_scaling(
     """Of the last `period`. Raises InvalidParameter, NoData."""
     config = config or ScalingConfig()
     window = accounts.last(period)
-    if window.to_ns - window.from_ns > DAYS_MAX * periods.DAY_NS:
+    if window.to_ns - window.from_ns > DAYS_MAX * DAY_NS:
         raise InvalidParameter("period", f"at most {DAYS_MAX}d")
     begin_ns = begun_ns(accounts) // HOUR_NS * HOUR_NS
     window = Window(min(max(window.from_ns, begin_ns), window.to_ns), window.to_ns)
@@ -221,7 +221,7 @@ def _seen(
         schedule.name,
         schedule.cron,
         schedule.min_replicas,
-        None if next_ns is None else periods.instant(next_ns),
+        None if next_ns is None else print_instant(next_ns),
         _hours(share.counted_ns),
         _hours(share.short_ns),
         to_decimals(price * share.worker_ns / HOUR_NS, decimals),

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Reach, to_decimals
+from leased.collector.accounts.answers import Reach, cut, to_decimals
 from leased.collector.accounts.periods import duration
 from leased.collector.fleet import Fleet
 from leased.collector.planning.attainment import Ends, together
@@ -27,10 +27,9 @@ from leased.collector.planning.flow import DAYS_KEPT
 from leased.economics.pools import Pool
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.lease import Priority
-from leased.terms.moment import DAY_NS, HOUR_NS
+from leased.terms.moment import DAY_NS, HOUR_S
 
 P99: Final = Fraction(99, 100)
-SECONDS: Final = 3_600
 
 
 class Tier(msgspec.Struct, frozen=True):
@@ -47,9 +46,9 @@ class Tier(msgspec.Struct, frozen=True):
 
 
 TIERS: Final = (
-    Tier("platinum", Priority.GUARANTEED, 50 * 10**6, 999_900, 10_000 * SECONDS, 3000),
-    Tier("gold", Priority.STANDARD, 100 * 10**6, 999_000, 5_000 * SECONDS, 1500),
-    Tier("silver", Priority.SCAVENGER, 250 * 10**6, 990_000, 1_000 * SECONDS, 1000),
+    Tier("platinum", Priority.GUARANTEED, 50 * 10**6, 999_900, 10_000 * HOUR_S, 3000),
+    Tier("gold", Priority.STANDARD, 100 * 10**6, 999_000, 5_000 * HOUR_S, 1500),
+    Tier("silver", Priority.SCAVENGER, 250 * 10**6, 990_000, 1_000 * HOUR_S, 1000),
 )
 """The documented ones."""
 
@@ -150,7 +149,7 @@ def _objectives(tier: Tier, by_hour: dict[int, Ends], hours: range) -> list[Obje
         good = sum(
             by_hour[hour].ended >= tier.per_hour_min for hour in hours if hour in by_hour
         )
-        words = f"{_per_second(tier.per_hour_min)}/s in an hour"
+        words = f"{tier.per_hour_min / HOUR_S:g}/s in an hour"
         total = len(hours) if whole.ended else 0
         found.append(_objective("throughput_min", words, Fraction(1), good, total))
     return found
@@ -169,13 +168,6 @@ def _objective(name: str, words: str, target: Fraction, good: int, total: int) -
     )
 
 
-def _per_second(per_hour: int) -> str:
-    return f"{per_hour / SECONDS:g}"
-
-
 def _cut(share: Fraction) -> Decimal:
     """To six digits, never rounded up."""
-    return Decimal(int(share * 10**6)).scaleb(-6).normalize() + 0
-
-
-assert HOUR_NS == SECONDS * 10**9
+    return cut(share, 6).normalize() + 0

@@ -20,17 +20,16 @@ from typing import Final
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.accounts.answers import Reach, to_decimals
+from leased.collector.accounts.answers import Reach, cut, to_decimals
 from leased.collector.accounts.periods import Window
 from leased.collector.planning import capacity
 from leased.economics.pools import Pool
 from leased.terms.errors import ConfigError
 from leased.terms.lease import Priority
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_S
 from leased.terms.reading import Keys, duration, member, rows, section, share
 
-MONTH_H: Final = 730
-MONTH_NS: Final = MONTH_H * 3_600 * NS_PER_S
+MONTH_NS: Final = capacity.MONTH_H * HOUR_NS
 SHARES_PM: Final = (0, 250, 500, 750, 1000)
 """Beside the share that is aimed at, where none are named."""
 
@@ -41,7 +40,7 @@ class SpotConfig(msgspec.Struct, frozen=True):
 
     target_pm: int = 700
     price_pm: int = 350
-    interrupted_every_ns: int = 30 * 24 * 3_600 * NS_PER_S
+    interrupted_every_ns: int = 30 * DAY_NS
     lost_work_ns: int = 1_800 * NS_PER_S
     restart_ns: int = 300 * NS_PER_S
     eligible: tuple[Priority, ...] = (Priority.STANDARD, Priority.SCAVENGER)
@@ -126,8 +125,8 @@ def spot(
         to_decimals(now, decimals),
         mix(min(wanted, eligible)) if known and eligible is not None else None,
         [mix(Fraction(one, 1000)) for one in shares] if known else [],
-        _cut(wanted),
-        None if eligible is None else _cut(eligible),
+        cut(wanted, 3),
+        None if eligible is None else cut(eligible, 3),
         to_decimals(Fraction(MONTH_NS, config.interrupted_every_ns), 3),
         to_decimals(Fraction(config.undone_ns, config.interrupted_every_ns), 6),
         _break_even(config),
@@ -163,10 +162,10 @@ def _mix(
     cost = expected_cost(now, spot_share, factor)
     saved = now - cost
     return SpotMix(
-        _cut(spot_share),
+        cut(spot_share, 3),
         to_decimals(cost, decimals),
-        to_decimals(cost * MONTH_H, decimals),
-        to_decimals(saved * MONTH_H, decimals),
+        to_decimals(cost * capacity.MONTH_H, decimals),
+        to_decimals(saved * capacity.MONTH_H, decimals),
         to_decimals(saved * 100 / now, 1),
         spot_share <= eligible,
     )
@@ -178,11 +177,6 @@ def _break_even(config: SpotConfig) -> Decimal | None:
         return None
     dearer = Fraction(1000 - config.price_pm, config.price_pm)
     return to_decimals(dearer * MONTH_NS / config.undone_ns, 1)
-
-
-def _cut(share_of: Fraction) -> Decimal:
-    """To three digits, never rounded up."""
-    return Decimal(int(share_of * 1000)).scaleb(-3)
 
 
 KEYS: Final[Keys] = {

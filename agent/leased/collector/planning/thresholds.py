@@ -21,7 +21,7 @@ from fractions import Fraction
 import msgspec
 
 from leased.collector.accounts import periods
-from leased.collector.accounts.answers import Advice, CapacityAlert
+from leased.collector.accounts.answers import Advice, CapacityAlert, cut
 from leased.terms.errors import ConfigError
 from leased.terms.moment import NS_PER_S
 from leased.terms.quantity import WHOLE_PM
@@ -78,8 +78,8 @@ def alerts(
         }
         for level, mark_pm in levels.items():
             if load.total and load.share * WHOLE_PM > mark_pm:
-                cut = Decimal(int(load.share * 100)).scaleb(-2)
-                found.append(CapacityAlert(level, name, cut, Decimal(mark_pm).scaleb(-3)))
+                above = Decimal(mark_pm).scaleb(-3)
+                found.append(CapacityAlert(level, name, cut(load.share, 2), above))
                 break
     for level, mark in (("critical", marks.queue_critical), ("warning", marks.queue_warning)):
         if queue_depth is not None and queue_depth > mark:

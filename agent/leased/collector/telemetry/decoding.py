@@ -26,14 +26,14 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags
 
 from leased.terms.errors import CallerError
 from leased.terms.identity import ID_BYTES
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import DAY_NS, NS_PER_S
 from leased.terms.series import SERIES, Series
 
 PACKED_BYTES_MAX: Final = 4 << 20
 BODY_BYTES_MAX: Final = 16 << 20
 POINTS_MAX: Final = 20_000
 TEXT_CHARS_MAX: Final = 256
-PAST_NS_MAX: Final = 24 * 3600 * NS_PER_S
+PAST_NS_MAX: Final = DAY_NS
 FUTURE_NS_MAX: Final = 300 * NS_PER_S
 """How far from our own clock a point's time may be."""
 

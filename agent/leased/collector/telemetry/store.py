@@ -25,18 +25,17 @@ import msgspec
 from leased.collector.telemetry.decoding import FUTURE_NS_MAX, Key
 from leased.collector.telemetry.rollup import SUM_MAX, WINDOW_S, Rollup
 from leased.terms.errors import StateError
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import DAY_NS, HOUR_S, NS_PER_S
 from leased.terms.series import KIND
 
 NAME: Final = "telemetry.sqlite"
 FORMAT: Final = 3
-KEEP_NS: Final = 90 * 24 * 3600 * NS_PER_S
+KEEP_NS: Final = 90 * DAY_NS
 ROWS_MAX: Final = 50_000_000
 """Some 3 GB: 1 000 nodes with 170 series each for a day, 30 nodes for a month."""
 
 CAPACITY: Final = "leased.lease.capacity"
 UTILIZATION: Final = "leased.lease.utilization"
-HOUR_S: Final = 3_600
 BUSY_S: Final = 10
 PRUNED_AT_ONCE: Final = 100_000
 _SCHEMA: Final = """

@@ -24,6 +24,7 @@ from leased.ctl.asks import amount, parse_duration
 from leased.ctl.console import Console, length
 from leased.ctl.usage_text import Verbs, verb
 from leased.economics.waste import Held, Judged, Waste
+from leased.terms.moment import NS_PER_S
 
 
 def register(verbs: Verbs) -> None:
@@ -99,7 +100,7 @@ def heat(options: argparse.Namespace, console: Console) -> int:
     """Heat by node."""
     store = Store(options.state, reading=True)
     try:
-        found = views.heat(store, console.wall_ns() // 10**9)
+        found = views.heat(store, console.wall_ns() // NS_PER_S)
     finally:
         store.close()
     if options.json:

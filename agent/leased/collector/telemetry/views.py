@@ -21,7 +21,7 @@ from leased.collector.telemetry.rollup import WINDOW_S, Rollup
 from leased.collector.telemetry.store import Store
 from leased.economics.heat import Heat, Signals, heat_of
 from leased.economics.rates import RateCard
-from leased.economics.waste import LIMITS, Held, Judged, Limits, judge
+from leased.economics.waste import Held, Judged, judge
 from leased.terms import series
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind, TierKind
@@ -106,7 +106,6 @@ def waste(
     found: Iterable[LeaseUse],
     card: RateCard,
     *,
-    limits: Limits = LIMITS,
     holdings: Holdings | None = None,
 ) -> list[Judged]:
     """Each lease's class of waste, kind by kind. What lies in several tiers is priced by its
@@ -124,7 +123,7 @@ def waste(
         )
         for one in found
     ]
-    return judge(held, card, limits)
+    return judge(held, card)
 
 
 def _only(tiers: Mapping[TierKind | None, int]) -> TierKind | None:

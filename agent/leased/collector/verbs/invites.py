@@ -25,9 +25,10 @@ from leased.ctl.console import Console, relative
 from leased.ctl.usage_text import Verbs, verb
 from leased.durable.reading import read_file
 from leased.terms.errors import EX_NOINPUT, ConfigError, InvalidParameter
+from leased.terms.moment import DAY_NS
 from leased.terms.quantity import parse_duration
 
-VALID_MAX_NS: Final = 7 * 24 * 3600 * 10**9
+VALID_MAX_NS: Final = 7 * DAY_NS
 
 
 def register(verbs: Verbs) -> None:

@@ -12,25 +12,24 @@ from __future__ import annotations
 
 from typing import Final
 
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import DAY_NS, HOUR_S, NS_PER_S
 
 _MINUTE: Final = 60
-_HOUR: Final = 3_600
 WAITS_S: Final = (
     5,
     5 * _MINUTE,
     30 * _MINUTE,
-    2 * _HOUR,
-    5 * _HOUR,
-    10 * _HOUR,
-    14 * _HOUR,
-    20 * _HOUR,
-    24 * _HOUR,
+    2 * HOUR_S,
+    5 * HOUR_S,
+    10 * HOUR_S,
+    14 * HOUR_S,
+    20 * HOUR_S,
+    24 * HOUR_S,
 )
 LIFE_NS: Final = sum(WAITS_S) * NS_PER_S
 """How long after it happened something is tried: some three days."""
 
-AFTER_MAX_NS: Final = 24 * _HOUR * NS_PER_S
+AFTER_MAX_NS: Final = DAY_NS
 
 
 def next_due_ns(

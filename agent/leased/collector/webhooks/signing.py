@@ -24,6 +24,7 @@ import msgspec
 from leased.chain.signing import Signer, parse_pem
 from leased.durable.reading import read_file
 from leased.terms.errors import ConfigError
+from leased.terms.moment import NS_PER_S
 
 PREFIX: Final = "whsec_"
 PUBLIC_PREFIX: Final = "whpk_"
@@ -103,7 +104,7 @@ def headers_of(
     id: str, body: bytes, secrets: Sequence[Secret], now_ns: int, keys: Sequence[Signer] = ()
 ) -> list[tuple[str, str]]:
     """What says who sent it, and when."""
-    timestamp = str(now_ns // 1_000_000_000)
+    timestamp = str(now_ns // NS_PER_S)
     signed = f"{id}.{timestamp}.".encode() + body
     counting = [one for one in secrets if one.until_ns is None or one.until_ns > now_ns]
     signatures = [

@@ -37,6 +37,7 @@ from leased.economics.billing import Bill
 from leased.economics.waste import Judged, Waste
 from leased.terms.errors import LeasedError
 from leased.terms.event import LeaseEvent
+from leased.terms.moment import HOUR_NS
 
 LOOK_S: Final = 1.0
 SLOW_S: Final = 2.0
@@ -251,7 +252,7 @@ class Watcher:
         for one in idle:
             name = f"idle/{one.resource}"
             was = known.pop(name, "")
-            if was == one.idle_since or one.idle_hours * 3600 * 10**9 < self._idle_ns:
+            if was == one.idle_since or one.idle_hours * HOUR_NS < self._idle_ns:
                 continue
             outbox.set_cursor(name, one.idle_since)
             data = {"class": "idle", **msgspec.to_builtins(one, builtin_types=(Decimal,))}
