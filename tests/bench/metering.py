@@ -40,11 +40,10 @@ from leased.collector.metering.engine import (
     RESULTS,
     SMALL_TABLES,
     check_engine,
-    meter,
     statements,
 )
 from leased.collector.metering.projecting import project_logs
-from leased.collector.metering.projection import log_number, shape
+from leased.collector.metering.projection import log_number
 from leased.collector.metering.rollup import Rollups
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
@@ -58,6 +57,7 @@ from tests.bench.table import Say
 
 ROUNDS = 3
 WANTED = ("usage", "peaks", "tasks", "contributors")
+METERED = [name for name in statements() if name not in RESULTS or name in WANTED]
 LIBRARY = Path("/usr/lib/postgresql/15/bin")
 SMALL = "small.json"
 LEASES, LEASES_SHORT = 3_000_000, 65_000
@@ -108,21 +108,21 @@ def run_duckdb(archive: Path, directory: Path, *, keeps: bool = False) -> Figure
     derived = Path(tempfile.mkdtemp(dir=directory, prefix="projected-"))
     reader = ArchiveReader(archive)
     began = time.perf_counter()
-    spans, shapes, gathered = [], {}, Gathered()
+    spans, gathered = [], Gathered()
     for entry, blocks, sidecars in project_logs(derived, reader, reader.logs()):
-        found = shape((one for each in sidecars for one in each.rare), sidecars[-1].carry)
-        shapes[blocks.number] = found
         gathered.add(blocks, sidecars)
+        found = gathered.shapes[blocks.number]
         ends = (found.first_seq, found.last_seq, entry.head.hash.hex(), found.watermark_ns)
         spans.append(NodeSpan(entry.node, entry.log_id, *ends))
     projected_s = time.perf_counter() - began
     for name, paths, more in gathered.tables():
         engine.load_files(name, paths, more)
-    small = tables.small_tables(shapes)
+    small = tables.small_tables(gathered.shapes)
     for name, numbers in small.items():
         engine.load(name, SMALL_TABLES[name], numbers)
     metering = time.perf_counter()
-    meter(engine, WANTED)
+    for name in METERED:
+        engine.derive(name, statements()[name])
     metered_s = time.perf_counter() - metering
     bills = make_bills(engine, spans)
     whole_s = time.perf_counter() - began
@@ -246,13 +246,12 @@ def _filled(directory: Path, small: _Rows, run: Any, socket: str) -> Callable[[]
     script.write_text(_loading(directory, small))
     run(*psql, "-f", str(script), timeout=600)
     query = directory / "meter.sql"
-    wanted = [name for name in statements() if name not in RESULTS or name in WANTED]
     query.write_text(
         "".join(
             f"DROP TABLE IF EXISTS {name};\n"
             f"CREATE UNLOGGED TABLE {name} AS {sql};\nANALYZE {name};\n"
             for name, sql in statements().items()
-            if name in wanted
+            if name in METERED
         )
     )
 

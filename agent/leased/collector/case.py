@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -115,11 +116,8 @@ class Case:
         make_durably(directory, EVIDENCE)
         # No two logs that are followed begin with the same sixteen digits (`enrolment`).
         name = f"{entry.log_id[:16]}-{finding.verdict}-{state.head.size}-{bundle.found_ns}.json"
-        disk = DirectoryDisk(directory / EVIDENCE)
-        try:
+        with closing(DirectoryDisk(directory / EVIDENCE)) as disk:
             write_whole(disk, name, data)
-        finally:
-            disk.close()
         origin, head = state.pinned.origin, state.head
         fields = (state.pinned.log_id, origin, str(finding.verdict), head.size, head.hash)
         witness.tell_verdict(*fields, data)

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from typing import Any
 
+import pyarrow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -196,7 +197,7 @@ def test_sql_and_reference_agree(seed: int, steps: int, nodes: int):
     duck = engine()
     projected = [blocks.arrow_tables(one) for one in made]
     for table in PROJECTION:
-        duck.load_table(table, blocks.joined([one[table] for one in projected]))
+        duck.load_table(table, pyarrow.concat_tables([one[table] for one in projected]))
     duck.load_table("parties", blocks.party_table({one for part in made for one in part.parties}))
     for name, rows in tables.small_tables(shapes).items():
         duck.load(name, SMALL_TABLES[name], rows)

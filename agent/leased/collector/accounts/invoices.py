@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -113,8 +114,7 @@ class Invoices:
         path = self._path(bill.tenant, bill.period)
         make_durably(self.directory.parent, self.directory.name)
         make_durably(self.directory, path.parent.name)
-        disk = DirectoryDisk(path.parent)
-        try:
+        with closing(DirectoryDisk(path.parent)) as disk:
             if not disk.lock():
                 raise StateError(f"{path.parent}: another process is issuing bills")
             if path.exists():
@@ -124,8 +124,6 @@ class Invoices:
             # Of a crash in between these are left, and are written again: no bill names them.
             write_whole(disk, path.with_suffix(HOURS).name, hours)
             write_whole(disk, path.name, bill.canonical())
-        finally:
-            disk.close()
 
     def _read(self, path: Path) -> Bill:
         try:

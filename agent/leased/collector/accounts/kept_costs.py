@@ -10,6 +10,7 @@ Does not price (`economics.attribution`).
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,14 +56,11 @@ class KeptCosts:
         self.check(terms)
         if until_ns <= self._read().until_ns:
             return
-        disk = DirectoryDisk(self._directory)
-        try:
+        with closing(DirectoryDisk(self._directory)) as disk:
             if not disk.lock():
                 raise StateError(f"{self._directory}: another process is issuing bills")
             told = _Kept(VERSION, until_ns, _versions(terms, until_ns))
             write_whole(disk, FILE, msgspec.json.format(msgspec.json.encode(told), indent=1))
-        finally:
-            disk.close()
 
     def _read(self) -> _Kept:
         path = self._directory / FILE

@@ -12,6 +12,7 @@ Does not keep invites (`invites`) and makes no certificates itself (`ctl.minting
 from __future__ import annotations
 
 from base64 import b64decode
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -76,8 +77,7 @@ class Enrolling:
             if told is None:
                 raise Denied(Why.UNKNOWN, "Send an invite of `leased-collector invite` as bearer.")
             node_id, request = _own_request(call.body, told.id)
-            invites = Invites(self._state)
-            try:
+            with closing(Invites(self._state)) as invites:
                 raw = invites.use(
                     told,
                     node_id,
@@ -85,8 +85,6 @@ class Enrolling:
                     call.now_ns,
                     lambda invite: self._let_in(invite, call.body, node_id, call.now_ns),
                 )
-            finally:
-                invites.close()
         except Denied as denied:
             raise Problem(_STATUS[denied.why], str(denied), kind=denied.why) from denied
         return Answer(raw=raw)

@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -117,11 +118,8 @@ def serve(options: argparse.Namespace, console: Console, *, beside: Beside = _no
             load_rule(path)
         console.say("the configuration can be meant")
         return 0
-    desk = Desk(read, options.state, directory, say=console.note)
-    try:
+    with closing(Desk(read, options.state, directory, say=console.note)) as desk:
         trio.run(_serve, desk, console, beside)
-    finally:
-        desk.close()
     # All that has to last is closed. An answer that nobody waits for any more may still be computed
     # in a thread (a cancelled request leaves it there): when it came back into an interpreter that
     # is being taken apart, Python would end that thread in the middle of DuckDB's C++, which then

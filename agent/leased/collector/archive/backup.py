@@ -325,8 +325,5 @@ def _sync(directory: Path) -> None:
 
 
 def _write(directory: Path, name: str, data: bytes) -> None:
-    disk = DirectoryDisk(directory)
-    try:
+    with closing(DirectoryDisk(directory)) as disk:
         write_whole(disk, name, data)
-    finally:
-        disk.close()

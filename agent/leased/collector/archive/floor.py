@@ -14,6 +14,7 @@ Does not choose what may go (`retention`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -127,11 +128,8 @@ class Kept:
 
     def write(self, name: str, data: bytes) -> KeptFile:
         """Put a file in place, durably. It counts when a floor names it."""
-        disk = self._disk()
-        try:
+        with closing(self._disk()) as disk:
             write_whole(disk, name, data)
-        finally:
-            disk.close()
         return KeptFile(name, sha256(data).hexdigest(), len(data))
 
     def replace(self, floor: Floor, seal: Callable[[str, Mapping[str, Any]], None]) -> None:
@@ -139,16 +137,13 @@ class Kept:
         no floor names go."""
         data = msgspec.json.format(msgspec.json.encode(floor), indent=1)
         seal(sha256(data).hexdigest(), {one: kept.records for one, kept in floor.logs.items()})
-        disk = self._disk()
-        try:
+        with closing(self._disk()) as disk:
             write_whole(disk, LIST, data)
             wanted = {LIST, *named(floor)}
             for name in disk.names():
                 if name not in wanted:
                     disk.unlink(name)
             disk.sync_names()
-        finally:
-            disk.close()
 
     def _disk(self) -> DirectoryDisk:
         return DirectoryDisk(make_durably(self.directory.parent, self.directory.name))

@@ -10,6 +10,7 @@ Does not read or write either (`manifest`, `manifest_postgres`).
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,11 +60,8 @@ def open_manifest(
 
 def _see_one_host(directory: Path, open_disk: OpenDisk) -> None:
     """Raises StateError where others than this host's processes may have the directory."""
-    disk = open_disk(directory)
-    try:
+    with closing(open_disk(directory)) as disk:
         name = disk.filesystem().name
-    finally:
-        disk.close()
     if may_span_hosts(name):
         raise StateError(
             f"{directory}: on {name}, which other hosts may have, too. Collectors that share a "
@@ -127,15 +125,12 @@ def export(shared: Path, directory: Path) -> list[Any]:
     old: Any = open_manifest(shared, read_only=True)
     try:
         (directory / DATABASE).unlink(missing_ok=True)
-        new = Manifest(directory)
-        try:
+        with closing(Manifest(directory)) as new:
             with old.still(), new.transaction():
                 _copy(old, new)
                 heads: list[Any] = old.heads()
             new.connection.execute("PRAGMA journal_mode = DELETE")
             return heads
-        finally:
-            new.close()
     finally:
         old.close()
 

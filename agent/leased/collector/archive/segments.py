@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable
+from contextlib import closing
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Final
@@ -144,12 +145,9 @@ class SegmentFiles:
     def _disk(self, node: str) -> Disk:
         disk = self._disks.get(node)
         if disk is None:
-            root = self._open_disk(self._directory / SEGMENTS)
-            try:
+            with closing(self._open_disk(self._directory / SEGMENTS)) as root:
                 root.make_directory(f"node={node}")
                 root.sync_names()
-            finally:
-                root.close()
             disk = self._open_disk(self._directory / SEGMENTS / f"node={node}")
             self._disks[node] = disk
         return disk

@@ -17,6 +17,7 @@ Does not project (`projection`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,11 +31,14 @@ from leased.collector.metering.engine import PARTY_COLUMNS, PROJECTION
 from leased.collector.metering.projection import (
     Block,
     Carry,
+    LogShape,
     Rare,
     log_number,
     party_row,
+    shape,
 )
 from leased.durable.files import DirectoryDisk, write_aside
+from leased.terms.errors import StateError
 
 PARQUET: Final = "parquet"
 BLOCK_RECORDS: Final = 65_536
@@ -149,8 +153,7 @@ class LogBlocks:
     def write(self, index: int, block: Block) -> Sidecar:
         """Put a block in place, `.rare` last; what is in that."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        disk = DirectoryDisk(self.directory)
-        try:
+        with closing(DirectoryDisk(self.directory)) as disk:
             batches, digests = [], []
             for name, table in arrow_tables(block).items():
                 data = batch = batch_bytes(table) if table.num_rows <= SMALL_ROWS else b""
@@ -170,8 +173,6 @@ class LogBlocks:
             )
             put(disk, f"{index:08d}.rare", msgspec.msgpack.encode(sidecar))
             return sidecar
-        finally:
-            disk.close()
 
     def extend(self, frames: Iterable[bytes], sidecars: list[Sidecar]) -> list[Sidecar]:
         """Project chunks of whole frames, which begin where the last full block ends; the sidecars
@@ -219,15 +220,21 @@ def party_table(parties: Iterable[bytes]) -> Any:
 
 
 class Gathered:
-    """What a run reads: of each table the rows of many blocks, in files and in memory."""
+    """What a run reads: of each table the rows of many blocks, in files and in memory; and what the
+    rare records of each log say, by its number."""
 
     def __init__(self) -> None:
+        self.shapes: dict[int, LogShape] = {}
         self._rows = {table: BlockRows([], []) for table in SCHEMAS}
         self._files: list[Path] = []
         self._parties: set[bytes] = set()
 
     def add(self, blocks: LogBlocks, sidecars: list[Sidecar]) -> None:
-        """The first blocks of one log."""
+        """The first blocks of one log. Raises StateError."""
+        if blocks.number in self.shapes:
+            raise StateError(f"{blocks.log_id}: two logs begin with the same eight bytes")
+        rare = (one for sidecar in sidecars for one in sidecar.rare)
+        self.shapes[blocks.number] = shape(rare, sidecars[-1].carry)
         for table, (paths, batches) in blocks.rows(sidecars).items():
             self._rows[table].paths.extend(paths)
             self._rows[table].batches.extend(batches)
@@ -249,11 +256,6 @@ def arrow_tables(block: Block) -> dict[str, Any]:
         name: _table(each, schema)
         for (name, schema), each in zip(SCHEMAS.items(), rows, strict=True)
     }
-
-
-def joined(tables: list[Any]) -> Any:
-    """Tables of one kind, one after the other."""
-    return pa.concat_tables(tables)
 
 
 def batch_bytes(table: Any) -> bytes:

@@ -80,13 +80,8 @@ class DuckEngine:
         for (is_view,) in self.query(ask, [name]):
             self._run(f"DROP {'VIEW' if is_view else 'TABLE'} {name}")
         self.load_table(f"{name}_more", more)
-        every = f"SELECT * FROM {name}_more"
-        if paths:
-            listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-            read = f"read_parquet([{listed}], hive_partitioning = false)"
-            every = f"SELECT * FROM {read} UNION ALL BY NAME {every}"
         small = not once and _bytes_of(paths) <= SMALL_BYTES
-        self._run(f"CREATE {'TABLE' if small else 'VIEW'} {name} AS {every}")
+        self._run(f"CREATE {'TABLE' if small else 'VIEW'} {name} AS {every_row(name, paths)}")
 
     def load_table(self, name: str, table: Any) -> None:
         """A table that arrow has in memory."""
@@ -110,6 +105,16 @@ class DuckEngine:
 
     def _run(self, sql: str) -> Any:
         return _run(self.connection, sql, ())
+
+
+def every_row(name: str, paths: Sequence[Path], union: str | None = None) -> str:
+    """The rows of Parquet files, and of the table `<name>_more`."""
+    more = f"SELECT * FROM {name}_more"
+    if not paths:
+        return more
+    listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
+    read = f"read_parquet([{listed}], hive_partitioning = false)"
+    return f"SELECT * FROM {read} {union or 'UNION ALL'} BY NAME {more}"
 
 
 def _bytes_of(paths: Sequence[Path]) -> int:

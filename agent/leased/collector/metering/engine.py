@@ -11,7 +11,7 @@ Does not know which engine it is (`duck`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -147,11 +147,7 @@ def check_engine(engine: Engine) -> int:
     return len(OVERFLOWS) + len(EXACT)
 
 
-def meter(engine: Engine, wanted: Iterable[str] = tuple(RESULTS)) -> None:
-    """Run the statements, up to the last that is wanted. The tables of the projection are there."""
-    names = list(statements().items())
-    last = max(index for index, (name, _) in enumerate(names) if name in frozenset(wanted))
-    skipped = frozenset(RESULTS) - frozenset(wanted)
-    for name, sql in names[: last + 1]:
-        if name not in skipped:
-            engine.derive(name, sql)
+def meter(engine: Engine) -> None:
+    """Run the statements. The tables of the projection are there."""
+    for name, sql in statements().items():
+        engine.derive(name, sql)

@@ -11,6 +11,7 @@ Does not lay floors (`retention`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -50,11 +51,8 @@ def put_back(kept: Kept, floor: Floor, rollups: Rollups, frozen: Frozen) -> None
             target: Path = rollups.directory / name
             if not target.exists():
                 rollups.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                disk = DirectoryDisk(rollups.directory)
-                try:
+                with closing(DirectoryDisk(rollups.directory)) as disk:
                     write_whole(disk, name, kept.read(floor.files[name]))
-                finally:
-                    disk.close()
 
 
 def joined(frozen: Frozen, found: Iterable[Quiet], floor_ns: int) -> tuple[Quiet, ...]:

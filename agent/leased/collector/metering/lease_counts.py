@@ -89,7 +89,7 @@ def ask(
     found: dict[UsageKey, Counted] = {}
     for first, kind, tier, priority, tag, leases, cap_ns in rows:
         (key,) = tables.cells([(first, 0, tenant, kind, tier, priority, tag, 0)])
-        found[key] = Counted(int(str(leases)), int(str(cap_ns)))
+        found[key] = Counted(leases, int(cap_ns))
     return found
 
 

@@ -114,10 +114,10 @@ def ask(
     rows = engine.query(f"WITH {', '.join((*parts, swept.strip()))}", more=more)
     return [
         NodeAmount(
-            names[int(str(log))],
-            ResourceKind(int(str(kind))),
-            tables.tier_of(int(str(tier))),
-            *(int(str(amount)) for amount in amounts),
+            names[log],
+            ResourceKind(kind),
+            tables.tier_of(tier),
+            *map(int, amounts),
         )
         for log, kind, tier, *amounts in rows
     ]

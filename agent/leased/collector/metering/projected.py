@@ -19,14 +19,17 @@ import msgspec
 
 from leased.collector.metering import tables
 from leased.collector.metering.blocks import Gathered, LogBlocks
+from leased.collector.metering.duck import every_row
 from leased.collector.metering.engine import SMALL_TABLES, statements
-from leased.collector.metering.projection import LogShape, shape
 from leased.economics.hourly import NodeSpan
 
 LEADING: Final = (
     *("again", "facts", "voids", "knotty", "tenancies", "marks", "stretches", "pieces"),
 )
 """Of sql/metering.sql, what leads to who paid for what."""
+
+_UNION: Final = {"parties": "UNION"}
+"""A party may be in several files."""
 
 
 class Projected(msgspec.Struct, frozen=True):
@@ -40,27 +43,22 @@ def projected(directory: Path, chains: Iterable[NodeSpan]) -> Projected | None:
     """The projection of `chains`, and who paid for what; None: nothing was projected. `directory`
     is that of what is derived."""
     gathered = Gathered()
-    shapes: dict[int, LogShape] = {}
     ends: dict[int, int] = {}
     for chain in chains:
         blocks = LogBlocks(directory, chain.log_id)
         sidecars = blocks.sidecars()
-        if not sidecars:
-            continue
-        shapes[blocks.number] = shape(
-            (one for sidecar in sidecars for one in sidecar.rare), sidecars[-1].carry
-        )
-        ends[blocks.number] = chain.watermark_ns
-        gathered.add(blocks, sidecars)
-    if not shapes:
+        if sidecars:
+            gathered.add(blocks, sidecars)
+            ends[blocks.number] = chain.watermark_ns
+    if not gathered.shapes:
         return None
-    small = tables.small_tables(shapes)
+    small = tables.small_tables(gathered.shapes)
     # Records may have come after those that the hours were computed from.
     eras = [_until(era, ends[era[0]]) for era in small["eras"]]
     others = [(*row[:-1], min(row[-1], ends[row[0]])) for row in small["others"]]
     there, texts = list(gathered.tables()), statements()
     parts = (
-        *(f"{table} AS ({_read(table, paths)})" for table, paths, _ in there),
+        *(f"{name} AS ({every_row(name, paths, _UNION.get(name))})" for name, paths, _ in there),
         values("boots", SMALL_TABLES["boots"], small["boots"]),
         values("eras", SMALL_TABLES["eras"], eras),
         values("others", SMALL_TABLES["others"], others),
@@ -84,13 +82,3 @@ def _until(era: Sequence[int], end_ns: int) -> tuple[int, ...]:
     """An era (log, boot, start, end, label, final), no longer than to a label."""
     log, boot, start_ns, until_ns, label_ns, final = era
     return log, boot, start_ns, min(until_ns, start_ns + end_ns - label_ns), label_ns, final
-
-
-def _read(table: str, paths: Sequence[Path]) -> str:
-    every = f"SELECT * FROM {table}_more"
-    if not paths:
-        return every
-    listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-    read = f"read_parquet([{listed}], hive_partitioning = false)"
-    how = "UNION" if table == "parties" else "UNION ALL"  # a party may be in several files
-    return f"SELECT * FROM {read} {how} BY NAME {every}"

@@ -22,8 +22,8 @@ from leased.collector.metering.sources import (
     Held,
     NodeAmount,
     Quiet,
+    added_up,
     cut_quiet,
-    gathered,
     summed,
 )
 from leased.economics.hourly import Hourly, NodeFold, NodeSpan, PeakKey
@@ -211,7 +211,7 @@ class ReferenceSource:
                 tenant = "" if subject is None else str(subject.tenant)
                 row = (interval.pool, tenant, allotment.kind, allotment.tier, allotment.capacity)
                 found.append(Held(chain.node_id, *row))
-        return list(gathered(found))
+        return list(added_up(found))
 
     def draining(self) -> frozenset[str]:
         """See `sources.Source`."""

@@ -14,6 +14,7 @@ Does not compute rows (`engine`) and does not price.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from datetime import date as Date
 from datetime import timedelta
 from hashlib import sha256
@@ -105,24 +106,20 @@ class Rollups:
     def write(self, tables: Mapping[str, Any]) -> dict[str, str]:
         """Put the tables of a day in place; their names by kind."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        disk = DirectoryDisk(self.directory)
         names: dict[str, str] = {}
-        try:
+        with closing(DirectoryDisk(self.directory)) as disk:
             there = frozenset(disk.names())
             for kind, table in tables.items():
                 data = parquet_bytes(table)
                 names[kind] = f"{kind}-{sha256(data).hexdigest()}.parquet"
                 if names[kind] not in there:
                     put(disk, names[kind], data)
-        finally:
-            disk.close()
         return names
 
     def replace(self, listing: Listing) -> None:
         """Make `listing` the one that counts; what no longer does is removed."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        disk = DirectoryDisk(self.directory)
-        try:
+        with closing(DirectoryDisk(self.directory)) as disk:
             write_whole(disk, LIST, msgspec.json.format(msgspec.json.encode(listing), indent=1))
             named = {name for one in listing.closed for name in one.files.values()}
             named |= {n for one in listing.closed for old in one.earlier for n in old.values()}
@@ -131,8 +128,6 @@ class Rollups:
                 if name.endswith(".parquet") and name not in named:
                     disk.unlink(name)
             disk.sync_names()
-        finally:
-            disk.close()
 
     def carry_on(self, before: Rollups) -> None:
         """Have what stretches had earlier, as `before` has it, and as far as it is whole: no record
@@ -146,8 +141,7 @@ class Rollups:
         self.replace(msgspec.structs.replace(listing, closed=tuple(closed)))
 
     def _take(self, before: Rollups, names: Iterable[str]) -> bool:
-        disk = DirectoryDisk(self.directory)
-        try:
+        with closing(DirectoryDisk(self.directory)) as disk:
             for name in names:
                 try:
                     data = (before.directory / name).read_bytes()
@@ -156,8 +150,6 @@ class Rollups:
                 if sha256(data).hexdigest() not in name:
                     return False
                 put(disk, name, data)
-        finally:
-            disk.close()
         return True
 
     def drop(self, names: Iterable[str]) -> None:

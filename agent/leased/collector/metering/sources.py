@@ -38,7 +38,7 @@ class Held(msgspec.Struct, frozen=True):
     capacity: int
 
 
-def gathered(parts: Iterable[Held]) -> tuple[Held, ...]:
+def added_up(parts: Iterable[Held]) -> tuple[Held, ...]:
     """What is of the same node, pool, tenant, kind and tier, added up."""
     sums: dict[tuple[str, Pool, str, ResourceKind, TierKind | None], int] = {}
     for one in parts:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -35,9 +35,9 @@ from leased.collector.metering.engine import (
 )
 from leased.collector.metering.frozen import frozen_of, joined, put_back, settled
 from leased.collector.metering.projecting import project_logs
-from leased.collector.metering.projection import LogShape, log_number, shape
+from leased.collector.metering.projection import LogShape, log_number
 from leased.collector.metering.rollup import LAYOUT, ORDER, Listing, Rollups, Stretch, stretches
-from leased.collector.metering.sources import Held, Quiet, gathered
+from leased.collector.metering.sources import Held, Quiet, added_up
 from leased.durable.files import DirectoryDisk
 from leased.economics.hourly import NodeSpan
 from leased.economics.pools import Pool
@@ -141,13 +141,11 @@ class Store:
             return _told(before, ())
         put_back(archive.kept, floor, self.rollups, frozen_of(floor))
         spans: list[NodeSpan] = []
-        shapes: dict[int, LogShape] = {}
         gathered = Gathered()
         nodes: dict[int, str] = {}
         for entry, blocks, sidecars in project_logs(self.directory, archive, entries, progress):
-            if blocks.number in shapes:
-                raise StateError(f"{entry.log_id}: two logs begin with the same eight bytes")
-            found = shape((one for s in sidecars for one in s.rare), sidecars[-1].carry)
+            gathered.add(blocks, sidecars)
+            found = gathered.shapes[blocks.number]
             head = entry.head.hash.hex()
             if found.last_seq + 1 != entry.head.size:  # more came in meanwhile
                 head = next(archive.records(entry.log_id, found.last_seq)).hash.hex()
@@ -161,24 +159,19 @@ class Store:
                     found.watermark_ns,
                 )
             )
-            shapes[blocks.number] = found
             nodes[blocks.number] = entry.node
-            gathered.add(blocks, sidecars)
         progress("metering")
-        engine = self._make_engine() if self._make_engine else DuckEngine(spill=self.directory)
-        try:
+        with closing(self._engine()) as engine:
             check_engine(engine)
             for table, paths, more in gathered.tables():
                 engine.load_files(table, paths, more)
-            for name, small in tables.small_tables(shapes).items():
+            for name, small in tables.small_tables(gathered.shapes).items():
                 engine.load(name, SMALL_TABLES[name], small)
             meter(engine)
             with _gathered(engine, self.directory) as whole:
                 listing, revised = self._roll_up(
-                    whole, before, spans, shapes, nodes, retired, floor
+                    whole, before, spans, gathered.shapes, nodes, retired, floor
                 )
-        finally:
-            engine.close()
         self.rollups.replace(listing)
         return _told(listing, revised)
 
@@ -227,7 +220,7 @@ class Store:
             first_ns=first,
             closed=tuple(closed),
             open=opened,
-            held=gathered(_held(engine, shapes, last)),
+            held=added_up(_held(engine, shapes, last)),
             quiet=joined(
                 frozen,
                 (
@@ -242,6 +235,9 @@ class Store:
             draining=tuple(sorted(node for log, node in last.items() if shapes[log].cordoned)),
         )
         return listing, tuple(revised)
+
+    def _engine(self) -> Engine:
+        return self._make_engine() if self._make_engine else DuckEngine(spill=self.directory)
 
     def _blocks(self, log_id: str) -> Path:
         return LogBlocks(self.directory, log_id).directory
@@ -268,7 +264,7 @@ class Store:
             disk = DirectoryDisk(self.directory)
         except OSError as error:
             raise StateError(f"{self.directory}: {error}") from error
-        try:
+        with closing(disk):
             if not disk.lock():
                 raise StoreBusy(f"{self.directory}: another process is bringing it up to date")
             self._clear()
@@ -276,8 +272,6 @@ class Store:
                 yield
             finally:
                 self._clear()
-        finally:
-            disk.close()
 
     def _clear(self) -> None:
         """Of a rebuild that broke off nothing is left: it would keep a full disk full."""
@@ -291,8 +285,7 @@ def _gathered(engine: Engine, spill: Path) -> Iterator[DuckEngine]:
     if isinstance(engine, DuckEngine):
         yield engine
         return
-    here = DuckEngine(spill=spill)
-    try:
+    with closing(DuckEngine(spill=spill)) as here:
         for table, paths, more in Gathered().tables():
             here.load_files(table, paths, more)
         for name, columns in SMALL_TABLES.items():
@@ -301,8 +294,6 @@ def _gathered(engine: Engine, spill: Path) -> Iterator[DuckEngine]:
         for name, columns in RESULTS.items():
             here.add_to(name, engine.arrow(f"SELECT {', '.join(columns)} FROM {name}"))
         yield here
-    finally:
-        here.close()
 
 
 def _is_up_to_date(listing: Listing, entries: list[LogEntry], retired: frozenset[str]) -> bool:
@@ -337,7 +328,7 @@ def _digests(engine: DuckEngine) -> dict[int, str]:
             f" FROM {source} GROUP BY d ORDER BY d"
         )
         for number, count, total in rows:
-            found.setdefault(int(str(number)), []).append(f"{kind}:{count}:{total}")
+            found.setdefault(number, []).append(f"{kind}:{count}:{total}")
     return {number: " ".join(parts) for number, parts in found.items()}
 
 

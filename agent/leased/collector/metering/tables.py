@@ -8,7 +8,7 @@ Does not run SQL (`engine`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache, lru_cache
 
 from leased.collector.metering.engine import Rows
@@ -55,7 +55,7 @@ def cells(rows: Rows) -> dict[UsageKey, int]:
             _tag(row[6]),
             row[0],
         ): int(row[7])
-        for row in _ints(rows)
+        for row in rows
     }
 
 
@@ -63,20 +63,16 @@ def peak_cells(rows: Rows) -> dict[PeakKey, int]:
     """Rows of `peaks` and `fleet_peaks`."""
     return {
         PeakKey(row[0], _kind(row[1]), tier_of(row[2]), row[3]): int(row[4])
-        for row in _ints(rows)
+        for row in rows
     }
 
 
 def task_cells(rows: Rows) -> dict[tuple[str, int], int]:
     """Rows of `tasks`."""
-    return {(row[0], row[1]): int(row[2]) for row in _ints(rows)}
+    return {(row[0], row[1]): int(row[2]) for row in rows}
 
 
 @cache
 def tier_of(number: int) -> TierKind | None:
     """Undo `projection.tier_number`."""
     return None if number < 0 else TierKind(number)
-
-
-def _ints(rows: Rows) -> Iterable[tuple]:  # type: ignore[type-arg]
-    return rows  # type: ignore[return-value]

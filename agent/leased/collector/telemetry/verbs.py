@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -98,11 +99,8 @@ def waste(options: argparse.Namespace, console: Console) -> int:
 
 def heat(options: argparse.Namespace, console: Console) -> int:
     """Heat by node."""
-    store = Store(options.state, reading=True)
-    try:
+    with closing(Store(options.state, reading=True)) as store:
         found = views.heat(store, console.wall_ns() // NS_PER_S)
-    finally:
-        store.close()
     if options.json:
         console.document({"nodes": {name: msgspec.to_builtins(one) for name, one in found.items()}})
         return 0
@@ -114,11 +112,8 @@ def heat(options: argparse.Namespace, console: Console) -> int:
 
 def _leases(options: argparse.Namespace, console: Console) -> list[views.LeaseUse]:
     begin_s, end_s = views.windows(console.wall_ns(), parse_duration(options.last))
-    store = Store(options.state, reading=True)
-    try:
+    with closing(Store(options.state, reading=True)) as store:
         return views.leases(store, begin_s, end_s, node=options.node)
-    finally:
-        store.close()
 
 
 def _use_row(one: views.LeaseUse) -> tuple[str, ...]:

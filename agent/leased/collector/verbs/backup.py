@@ -10,6 +10,7 @@ Does not copy (`backup`).
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -73,13 +74,10 @@ def _restore(options: argparse.Namespace, console: Console) -> int:
     terms = terms_by(options)
     try:
         checked = restore(options.directory, options.state, console.progress)
-        archive = ArchiveReader(options.state)
-        try:
+        with closing(ArchiveReader(options.state)) as archive:
             Store(options.state).refresh(
                 archive, retired=frozenset(terms.retired_nodes), progress=console.progress
             )
-        finally:
-            archive.close()
     finally:
         console.end_progress()
     if options.json:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -90,11 +91,8 @@ def invite(options: argparse.Namespace, console: Console) -> int:
     hosts = tuple(options.host or [endpoint.host])
     kept = Invite(made.id, options.name, options.url, options.node, hosts, now_ns + valid_ns)
     options.state.mkdir(mode=0o700, exist_ok=True)
-    book = Invites(options.state)
-    try:
+    with closing(Invites(options.state)) as book:
         book.make(kept, made.secret, now_ns)
-    finally:
-        book.close()
     if options.out is None:
         console.say(made.text())
     else:
@@ -116,11 +114,8 @@ def _write(path: Path, text: str) -> None:
 def invites(options: argparse.Namespace, console: Console) -> int:
     """List them."""
     options.state.mkdir(mode=0o700, exist_ok=True)
-    book = Invites(options.state)
-    try:
+    with closing(Invites(options.state)) as book:
         found = book.remembered()
-    finally:
-        book.close()
     now_ns = console.wall_ns()
     if options.json:
         shown = [
@@ -145,10 +140,7 @@ def _state(one: Invite, now_ns: int) -> str:
 
 def withdraw(options: argparse.Namespace, console: Console) -> int:
     """Make one useless."""
-    book = Invites(options.state)
-    try:
+    with closing(Invites(options.state)) as book:
         done = book.withdraw(options.id)
-    finally:
-        book.close()
     console.say(f"{options.id}: {'withdrawn' if done else 'there is no unused one of this id'}")
     return 0 if done else EX_NOINPUT

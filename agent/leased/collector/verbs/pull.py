@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -217,11 +218,8 @@ def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def nodes(options: argparse.Namespace, console: Console) -> int:
     """List what is followed."""
-    manifest = open_manifest(options.state, read_only=True)
-    try:
+    with closing(open_manifest(options.state, read_only=True)) as manifest:
         found = [(name, url, manifest.log(log_id)) for name, url, log_id in manifest.nodes()]
-    finally:
-        manifest.close()
     known = [(name, url, entry) for name, url, entry in found if entry is not None]
     if options.json:
         console.document(
@@ -250,14 +248,11 @@ def enrol(options: argparse.Namespace, console: Console) -> int:
             raise InvalidParameter("file", f"{options.file}: {error.strerror}") from error
     pinned = read_enrolment(raw, source)
     options.state.mkdir(mode=0o700, exist_ok=True)
-    manifest = open_manifest(options.state)
-    try:
+    with closing(open_manifest(options.state)) as manifest:
         told = enrol_log(
             *(manifest, options.name, options.url, pinned, console.wall_ns()),
             replace=options.replace,
         )
-    finally:
-        manifest.close()
     console.say(told or f"{options.name}: followed already")
     return 0
 
@@ -271,11 +266,8 @@ def share_fleet(options: argparse.Namespace, console: Console) -> int:
 
 def forget(options: argparse.Namespace, console: Console) -> int:
     """Follow a node no longer."""
-    manifest = open_manifest(options.state)
-    try:
+    with closing(open_manifest(options.state)) as manifest:
         done = manifest.leave(options.name)
-    finally:
-        manifest.close()
     if options.json:
         console.document({"forgotten": done})
     else:
@@ -286,11 +278,8 @@ def forget(options: argparse.Namespace, console: Console) -> int:
 def verdict(options: argparse.Namespace, console: Console) -> int:
     """Show sticky verdicts with their bundles; 65 if there are any. That of a log that was replaced
     is shown to who asks for its node."""
-    manifest = open_manifest(options.state, read_only=True)
-    try:
+    with closing(open_manifest(options.state, read_only=True)) as manifest:
         logs, replaced = manifest.logs(), manifest.replaced()
-    finally:
-        manifest.close()
     if options.name is not None and options.name not in [entry.name for entry in logs]:
         console.note(f"{options.name}: no such node; see `leased-collector nodes`")
         return EX_NOINPUT
@@ -332,16 +321,13 @@ def resolve(options: argparse.Namespace, console: Console) -> int:
         raise InvalidParameter("key", f"{options.key}: {error.strerror}") from error
     except ValueError as error:
         raise InvalidParameter("key", f"{options.key}: {error}") from error
-    manifest = open_manifest(options.state)
-    try:
+    with closing(open_manifest(options.state)) as manifest:
         entry = _followed(manifest, options.name)
         if not Verdict(entry.verdict).sticky:
             raise CallerError(f"{options.name} is {entry.verdict}: there is nothing to resolve")
         text = resolution_text(entry, options.reason)
         key = NoteKey(options.operator, signer.public_key)
         manifest.add_resolution(entry.log_id, write_note(text, [(key, signer.sign(text.encode()))]))
-    finally:
-        manifest.close()
     console.say(f"{options.name}: left for the puller, signed by {key.text()}")
     return 0
 

@@ -10,6 +10,7 @@ Does not choose (`retention`).
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -49,14 +50,11 @@ def retention(options: argparse.Namespace, console: Console) -> int:
     rule = load_rule(options.config)
     terms, now_ns = load_terms_for(options.config), console.wall_ns()
     if options.apply:
-        archive = Archive(options.state)
-        try:
+        with closing(Archive(options.state)) as archive:
             change_id = os_entropy().hex()
             found = carry_out(
                 *(archive, rule, terms), config=options.config, now_ns=now_ns, change_id=change_id
             )
-        finally:
-            archive.close()
     else:
         ArchiveReader(options.state).close()  # there is one
         found = plan(options.state, rule, terms, now_ns)

@@ -9,6 +9,7 @@ Does not pull.
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 
 import msgspec
 
@@ -38,11 +39,8 @@ def register(verbs: Verbs) -> None:
 
 def status(options: argparse.Namespace, console: Console) -> int:
     """Show every log; 65 if a verdict wants an operator: who replaced a log has seen to it."""
-    reader = ArchiveReader(options.state)
-    try:
+    with closing(ArchiveReader(options.state)) as reader:
         logs, replaced = reader.logs(), reader.manifest.replaced()
-    finally:
-        reader.close()
     free = free_bytes(options.state)
     if free < SHORT_BYTES:
         console.note(
@@ -87,10 +85,9 @@ def _row(entry: LogEntry, console: Console) -> tuple[str, ...]:
 
 def check(options: argparse.Namespace, console: Console) -> int:
     """Read everything; 65 if something is damaged."""
-    reader = ArchiveReader(options.state)
     count = octets = 0
     damaged: list[dict[str, object]] = []
-    try:
+    with closing(ArchiveReader(options.state)) as reader:
         for segment, error in reader.check():
             count, octets = count + 1, octets + segment.bytes
             if error is not None:
@@ -101,8 +98,6 @@ def check(options: argparse.Namespace, console: Console) -> int:
             damaged.append({"path": KEPT, "why": str(wrong)})
             if not options.json:
                 console.note(str(wrong))
-    finally:
-        reader.close()
     if options.json:
         console.document({"segments": count, "bytes": octets, "damaged": damaged})
     else:

@@ -113,26 +113,28 @@ def terms_by(options: argparse.Namespace) -> Terms:
 
 
 @contextmanager
+def _reading(options: argparse.Namespace, console: Console) -> Iterator[ArchiveReader]:
+    """The archive, while progress is told."""
+    with closing(ArchiveReader(options.state)) as archive:
+        try:
+            yield archive
+        finally:
+            console.end_progress()
+
+
+@contextmanager
 def opened(options: argparse.Namespace, console: Console) -> Iterator[tuple[StoreSource, Terms]]:
     """The store, brought up to date unless another process is at it, and the terms."""
-    terms = terms_by(options)
-    archive = ArchiveReader(options.state)
-    try:
-        store = _store(options)
+    terms, store = terms_by(options), _store(options)
+    with _reading(options, console) as archive:
         try:
             _bring_along(store, archive, terms, console)
         except StateError as error:
             if not store.rollups.listing().nodes:
                 raise
             console.note(f"{error}; answering from what is there")
-        source = StoreSource(store.rollups)
-    finally:
-        archive.close()
-        console.end_progress()
-    try:
+    with closing(StoreSource(store.rollups)) as source:
         yield source, terms
-    finally:
-        source.close()
 
 
 def fleet_of(options: argparse.Namespace, terms: Terms) -> Fleet:
@@ -169,14 +171,10 @@ def _store(options: argparse.Namespace) -> Store:
 def refresh(options: argparse.Namespace, console: Console) -> int:
     """Bring everything up to date."""
     terms = terms_by(options)
-    archive = ArchiveReader(options.state)
-    try:
+    with _reading(options, console) as archive:
         done = _store(options).refresh(
             archive, retired=frozenset(terms.retired_nodes), progress=console.progress
         )
-    finally:
-        archive.close()
-        console.end_progress()
     _tell(options, console, done, [])
     return 0
 
@@ -184,8 +182,7 @@ def refresh(options: argparse.Namespace, console: Console) -> int:
 def rebuild(options: argparse.Namespace, console: Console) -> int:
     """Make everything again; 65 if something was not what the raw segments say."""
     terms = terms_by(options)
-    archive = ArchiveReader(options.state)
-    try:
+    with _reading(options, console) as archive:
         store = _store(options)
         done, changed = store.rebuild(
             archive, retired=frozenset(terms.retired_nodes), progress=console.progress
@@ -195,9 +192,6 @@ def rebuild(options: argparse.Namespace, console: Console) -> int:
             changed += compare(
                 *(StoreSource(store.rollups), read_archive(archive)), archive.kept.floor().floor_ns
             )
-    finally:
-        archive.close()
-        console.end_progress()
     _tell(options, console, done, changed)
     return EX_DATAERR if changed else 0
 

@@ -15,7 +15,7 @@ import argparse
 import getpass
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,18 +112,14 @@ def _open(options: argparse.Namespace) -> Iterator[Receivers]:
     directory = options.state / DIRECTORY
     if not directory.is_dir():
         raise StateError(f"{directory}: there is none; `leased-collector serve` makes it")
-    kept = Register(directory)
-    try:
-        with kept.transaction():
-            yield Receivers(
-                kept,
-                Outbox(kept.connection, f"urn:leased:fleet:{chosen.governance.fleet}"),
-                allowed=chosen.webhooks.private_networks,
-                entropy=entropy,
-                overlap_ns=chosen.webhooks.overlap_ns,
-            )
-    finally:
-        kept.close()
+    with closing(Register(directory)) as kept, kept.transaction():
+        yield Receivers(
+            kept,
+            Outbox(kept.connection, f"urn:leased:fleet:{chosen.governance.fleet}"),
+            allowed=chosen.webhooks.private_networks,
+            entropy=entropy,
+            overlap_ns=chosen.webhooks.overlap_ns,
+        )
 
 
 def _actor() -> str:
