@@ -113,6 +113,7 @@ DOORS: dict[str, str] = {
     "msgspec": r"leased\..*",
     "tomllib": r"leased\.terms\.reading",
     "trio": r"leased\.(durable|hardware|client|service|collector|ctl|__main__)(\..*)?",
+    "outcome": r"leased\.client\.plain",
     "h11": r"leased\.(service\.(policy\.exchange|fleet\.web|telemetry\.sender)|collector\.transport"
     r"|collector\.webhooks\.post)",
     "duckdb": r"leased\.collector\.metering\.duck",

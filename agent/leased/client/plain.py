@@ -21,10 +21,10 @@ import os
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+import outcome
 import trio
 
 from leased.client import acquisition, holding
@@ -131,7 +131,7 @@ def acquire(path: Place | Session = None, **wants: Any) -> Iterator[PlainHolding
     wanted = trio.CancelScope()
     owner = os.getpid()
     plain = None
-    ended: Future[None] = Future()
+    ended: list[outcome.Outcome[None]] = []
 
     async def hold() -> None:
         token = trio.lowlevel.current_trio_token()
@@ -145,10 +145,7 @@ def acquire(path: Place | Session = None, **wants: Any) -> Iterator[PlainHolding
                 await plain.leave.wait()
 
     def hold_and_tell() -> None:
-        try:
-            ended.set_result(trio.run(hold))
-        except BaseException as error:  # noqa: BLE001 (the block raises it)
-            ended.set_exception(error)
+        ended.append(outcome.capture(trio.run, hold))
         ready.put(None)
 
     def leave() -> None:
@@ -175,7 +172,7 @@ def acquire(path: Place | Session = None, **wants: Any) -> Iterator[PlainHolding
         atexit.unregister(leave)
         leave()
     if os.getpid() == owner:
-        ended.result()
+        ended[0].unwrap()
 
 
 def run(path: Place, work: Callable[[Session], Awaitable[T]], **settings: Any) -> T:

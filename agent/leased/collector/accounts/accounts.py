@@ -11,7 +11,6 @@ Does not speak HTTP (`api`) and does not decide who may ask.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from decimal import Decimal
 from enum import StrEnum
 from typing import Final, TypeVar
 
@@ -20,17 +19,15 @@ from leased.collector.accounts.answers import (
     Chargeback,
     Costs,
     Reach,
-    Summary,
     UsageReport,
-    credit_item,
     interval_of,
     to_decimals,
 )
-from leased.collector.accounts.bill_lines import line_items
+from leased.collector.accounts.bill_answers import Summary, summary_of
 from leased.collector.accounts.corrections import corrections_of, settled_apart
 from leased.collector.accounts.cost_answers import chargeback_of, costs_of
 from leased.collector.accounts.cost_shares import GroupBy
-from leased.collector.accounts.crediting import apart, given_of, on_bill
+from leased.collector.accounts.crediting import apart, on_bill
 from leased.collector.accounts.focus import focus_csv, focus_rows
 from leased.collector.accounts.focus_1_4 import VERSIONS, focus_1_4_rows
 from leased.collector.accounts.invoices import Invoices
@@ -333,23 +330,7 @@ class Accounts:
     def summary(self, tenant: str, month: str) -> Summary:
         """The bill of a month as the API tells it."""
         bill = self.bill(tenant, month)
-        window = Window(int(bill.from_ns), int(bill.to_ns))
-        return Summary(
-            bill.tenant,
-            bill.period,
-            line_items(bill),
-            Decimal(bill.subtotal),
-            Decimal(bill.credits_total),
-            Decimal(bill.total),
-            bill.currency,
-            "final" if bill.final else "draft",
-            bill.invoice_id,
-            interval_of(window),
-            list(bill.audit),
-            bill.digest().hex(),
-            self.reach(window),
-            [credit_item(one, bill.decimals) for one in given_of(bill)],
-        )
+        return summary_of(bill, self.reach(Window(int(bill.from_ns), int(bill.to_ns))))
 
     def focus_rows(self, tenant: str, month: str, version: str) -> list[dict[str, str]]:
         """The bill of a month as rows of FOCUS "1.2" or "1.4"."""

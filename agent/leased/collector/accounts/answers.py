@@ -16,11 +16,8 @@ from fractions import Fraction
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from leased.collector.accounts.bill_lines import LineItem
 from leased.collector.accounts.periods import Window
 from leased.economics.amounts import fixed, rounded
-from leased.economics.credits import Given
-from leased.economics.hourly import NodeSpan
 from leased.terms.quantity import print_instant
 
 
@@ -152,40 +149,6 @@ class Costs(msgspec.Struct, frozen=True):
     interval: Interval
     reach: Reach
     groups: list[GroupCost] | UnsetType = UNSET
-
-
-class CreditItem(msgspec.Struct, frozen=True):
-    """What a bill gives of a credit of `month`; what it cannot give is `left` for the next one."""
-
-    reason: str
-    month: str
-    amount: Decimal
-    left: Decimal
-
-
-def credit_item(one: Given, decimals: int) -> CreditItem:
-    """A credit of a bill as the API tells it."""
-    amount, left = (money(units, decimals) for units in (-one.amount, one.left))
-    return CreditItem(one.credit.reason, one.credit.month, amount, left)
-
-
-class Summary(msgspec.Struct, frozen=True):
-    """A bill. `sha256` is that of the bytes that `leasectl verify --bill` recomputes."""
-
-    tenant: str
-    period: str
-    line_items: list[LineItem]
-    subtotal: Decimal
-    credits: Decimal
-    total: Decimal
-    currency: str
-    status: str
-    invoice_id: str
-    interval: Interval
-    audit: list[NodeSpan]
-    sha256: str
-    reach: Reach
-    credit_items: list[CreditItem]
 
 
 class CenterCost(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from leased.collector.accounts import answers, periods
+from leased.collector.accounts import answers, bill_answers, periods
 from leased.collector.accounts.accounts import Accounts, NoData, UnknownTenant
 from leased.collector.accounts.focus import focus_csv
 from leased.collector.accounts.focus_1_4 import VERSIONS
@@ -114,7 +114,7 @@ class Reports:
         call.caller.require_tenant(call.query.tenant)
         ask = call.query
 
-        def answer(accounts: Accounts) -> answers.Summary:
+        def answer(accounts: Accounts) -> bill_answers.Summary:
             # What was issued changes what a bill is, and is no part of the books.
             key = ("summary", ask, accounts.issued_mark(ask.tenant))
             return accounts.once(key, lambda one: one.summary(ask.tenant, ask.month))
@@ -335,7 +335,7 @@ def routes(reports: Reports) -> list[Route]:
     cost, missing = Scope.COST, (404, 422, 503)
     rows: list[tuple[str, Any, str, Any, type[msgspec.Struct] | None]] = [
         ("governance/costs", reports.costs, "What everybody cost", answers.Costs, CostsQuery),
-        ("billing/summary", reports.summary, "A tenant's bill", answers.Summary, SummaryQuery),
+        ("billing/summary", reports.summary, "A tenant's bill", bill_answers.Summary, SummaryQuery),
         (
             *("billing/bill", reports.bill, "A tenant's bill, byte for byte as it is computed"),
             *(Bill, SummaryQuery),

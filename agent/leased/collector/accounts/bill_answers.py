@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lines of a bill as the API tells them.
+"""Bills as the API tells them.
 
 Rule: what the bill says, and of which time and by which contract each line is: what it says itself
 (version 3), or what follows where the month had one contract, or none. Nothing is guessed.
@@ -13,10 +13,15 @@ from decimal import Decimal
 
 import msgspec
 
+from leased.collector.accounts.answers import Interval, Reach, interval_of, money
+from leased.collector.accounts.crediting import given_of
+from leased.collector.accounts.periods import Window
 from leased.economics.bill_spans import Span, spans_of
 from leased.economics.bill_text import terms_of
 from leased.economics.billing import Bill, BillLine
 from leased.economics.contracts import Terms
+from leased.economics.credits import Given
+from leased.economics.hourly import NodeSpan
 from leased.terms.quantity import print_instant
 
 
@@ -38,6 +43,59 @@ class LineItem(msgspec.Struct, frozen=True):
     start: str | None
     end: str | None
     contract: str | None
+
+
+class CreditItem(msgspec.Struct, frozen=True):
+    """What a bill gives of a credit of `month`; what it cannot give is `left` for the next one."""
+
+    reason: str
+    month: str
+    amount: Decimal
+    left: Decimal
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """A bill. `sha256` is that of the bytes that `leasectl verify --bill` recomputes."""
+
+    tenant: str
+    period: str
+    line_items: list[LineItem]
+    subtotal: Decimal
+    credits: Decimal
+    total: Decimal
+    currency: str
+    status: str
+    invoice_id: str
+    interval: Interval
+    audit: list[NodeSpan]
+    sha256: str
+    reach: Reach
+    credit_items: list[CreditItem]
+
+
+def summary_of(bill: Bill, reach: Reach) -> Summary:
+    """A bill as the API tells it."""
+    return Summary(
+        bill.tenant,
+        bill.period,
+        line_items(bill),
+        Decimal(bill.subtotal),
+        Decimal(bill.credits_total),
+        Decimal(bill.total),
+        bill.currency,
+        "final" if bill.final else "draft",
+        bill.invoice_id,
+        interval_of(Window(int(bill.from_ns), int(bill.to_ns))),
+        list(bill.audit),
+        bill.digest().hex(),
+        reach,
+        [_credit_item(one, bill.decimals) for one in given_of(bill)],
+    )
+
+
+def _credit_item(one: Given, decimals: int) -> CreditItem:
+    amount, left = (money(units, decimals) for units in (-one.amount, one.left))
+    return CreditItem(one.credit.reason, one.credit.month, amount, left)
 
 
 def line_items(bill: Bill) -> list[LineItem]:
