@@ -147,7 +147,7 @@ def acquire(path: Place | Session = None, **wants: Any) -> Iterator[PlainHolding
     def hold_and_tell() -> None:
         try:
             ended.set_result(trio.run(hold))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (the block raises it)
             ended.set_exception(error)
         ready.put(None)
 
