@@ -174,7 +174,10 @@ def _zsh(tree: Node) -> str:
         "    esac",
         f"    _describe {tree.program} words_here || _files",
         "}",
-        f'{tree.function} "$@"',
+        # As a file of fpath it is called; sourced, it is registered.
+        f'if [[ $funcstack[1] == {tree.function} ]]; then {tree.function} "$@"',
+        f"else compdef {tree.function} {tree.program}",
+        "fi",
     ]
     return "\n".join(lines) + "\n"
 

@@ -5,7 +5,7 @@ Rule: every finding says what was read and what follows from it. Only what the p
 required; the exit status is 69 if any of that is missing. Nothing is changed and nothing is loaded
 into the kernel.
 
-Does not ask the agent for its own opinion, except whether it answers.
+Does not ask the agent for its own opinion, except whether it answers and what it keeps fenced.
 """
 
 from __future__ import annotations

@@ -139,6 +139,8 @@ def _advice(refusal: objects.Refusal) -> tuple[int, str]:
         return EX_TEMPFAIL, "stand behind them with --wait"
     if refusal.reason == "tenant_capacity" and refusal.limit and alone:
         return EX_TEMPFAIL, "ask for less, or have the policy allow you more"
+    if refusal.reason == "no_capacity" and refusal.limit and alone:
+        return EX_TEMPFAIL, "ask for less: see `leasectl devices`"
     status, step = ADVICE.get(refusal.reason, (EX_TEMPFAIL, ""))
     if refusal.what == "worker_answer":
         return status, _UNANSWERED.get(refusal.usage, step)

@@ -21,6 +21,7 @@ import trio
 
 from leased.chain.segment import SEGMENT_BYTES
 from leased.client import CallTimeout, Session
+from leased.client.amounts import amount
 from leased.ctl import privilege_checks
 from leased.ctl.asks import parse_duration
 from leased.ctl.console import length
@@ -29,6 +30,7 @@ from leased.ctl.refusals import quantity
 from leased.durable.filesystem import NETWORK
 from leased.terms.errors import EX_CONFIG, ConfigError, InvalidParameter, LeasedError
 from leased.terms.reading import read_toml
+from leased.wire.objects import Resource
 
 STATE_DIRECTORY: Final = "var/lib/leased"
 CONFIG_FILE: Final = "etc/leased/leased.toml"
@@ -88,8 +90,11 @@ def _filesystem(root: Path, path: Path) -> str:
 def sockets(root: Path, users: str, admins: str) -> Iterator[Finding]:
     """Whether an agent answers where leasectl would ask it, and the reaper beside it."""
     agent, admin = (root / path.lstrip("/") for path in map(os.path.abspath, (users, admins)))
-    yield _agent("agent", agent, required=True)
+    answer = _agent("agent", agent, required=True)
+    yield answer
     yield _agent("agent (admin)", admin, required=False)
+    if answer.grade is Grade.OK:
+        yield from _fenced(agent)
     reaper = agent.parent / "reaper.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         try:
@@ -130,6 +135,33 @@ def _agent(topic: str, path: Path, *, required: bool) -> Finding:
         if isinstance(error, CallTimeout):  # it is there, and a start would do nothing
             advice = "it is stopped, or hangs: systemctl restart leased.service; leases go on"
         return Finding(grade, topic, why, advice if required else "")
+
+
+def _fenced(path: Path) -> Iterator[Finding]:
+    """Capacity that is there and is not leased."""
+
+    async def ask() -> list[Resource]:
+        session = Session(path, timeout_s=ANSWER_S)
+        try:
+            return (await session.devices()).resources
+        finally:
+            session.close()
+
+    try:
+        fenced = [
+            f"{amount(one.kind, one.use.fenced)} of {one.resource_id}"
+            for one in trio.run(ask)
+            if one.use is not None and one.use.fenced
+        ]
+    except LeasedError:
+        return  # it has gone meanwhile
+    if fenced:
+        advice = (
+            "not proven clean, so not leased: `leasectl --admin ls` has the lease, `why ID` what"
+            " failed; when that is mended, `leasectl admin unfence ID` (of what `admin fence` took,"
+            " the resource)"
+        )
+        yield Finding(Grade.WARN, "fenced", ", ".join(fenced), advice)
 
 
 def registry(root: Path) -> Iterator[Finding]:

@@ -89,17 +89,29 @@ def test_fish(line: str, wanted: set[str], env: dict[str, str], tmp_path: Path) 
 )
 def test_zsh(line: str, wanted: str, env: dict[str, str], tmp_path: Path) -> None:
     """It completes at a terminal only: a line is typed, with Tabs; what was run is looked at."""
-    (tmp_path / "_leasectl").write_text(script("zsh", build_parser()), encoding="utf-8")
     begin = f"fpath=({tmp_path} $fpath); autoload -U compinit; compinit -u -d {tmp_path}/dump"
+    assert wanted in at_a_zsh(line, begin, env, tmp_path)
+
+
+def test_zsh_may_source_it(env: dict[str, str], tmp_path: Path) -> None:
+    """As everybody pastes it: `source <(leasectl completion zsh)` told of _tags and completed
+    nothing."""
+    begin = f"autoload -U compinit; compinit -u -d {tmp_path}/dump; source {tmp_path}/_leasectl"
+    heard = at_a_zsh("leasectl admin fe\t", begin, env, tmp_path)
+    assert "SAID admin fence END" in heard and "comptags" not in heard
+
+
+def at_a_zsh(line: str, begin: str, env: dict[str, str], tmp_path: Path) -> str:
+    (tmp_path / "_leasectl").write_text(script("zsh", build_parser()), encoding="utf-8")
     (tmp_path / ".zshrc").write_text(f"{begin}\nPS1='RE''ADY '\n", encoding="utf-8")
     program = shell("zsh")
     child, terminal = pty.fork()
     if child == 0:
         os.execve(program, ["zsh", "--no-global-rcs", "-i"], env)
     try:
-        heard_until("READY", terminal)
+        heard = heard_until("READY", terminal)
         os.write(terminal, f"{line}\n".encode())
-        assert wanted in heard_until(" END", terminal)
+        return heard + heard_until(" END", terminal)
     finally:
         os.close(terminal)
         os.waitpid(child, 0)

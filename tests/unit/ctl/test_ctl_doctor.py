@@ -19,7 +19,8 @@ from leased.ctl import host_checks, privilege_checks, service_checks
 from leased.ctl.console import Console
 from leased.ctl.findings import Finding, Grade
 from leased.ctl.main import main
-from tests.doubles.canned_agent import CannedAgent
+from tests.doubles.canned_agent import Answer, CannedAgent, resource
+from tests.unit.ctl.test_ctl_verbs import GRACES
 
 TOP = Path(__file__).parents[3]
 SHIPPED = TOP / "configs/leased.toml"
@@ -265,3 +266,19 @@ def test_the_agent_is_looked_for_where_leasectl_would_ask_it(tmp_path: Path) -> 
     with CannedAgent(tmp_path, {}) as agent:
         found = {one.topic: one for one in service_checks.sockets(Path("/"), agent.path, "/none")}
     assert found["agent"].grade is Grade.OK and found["agent (admin)"].grade is Grade.NOTE
+
+
+def test_what_is_fenced_is_told_with_what_to_do(tmp_path: Path) -> None:
+    def devices(fenced: int) -> Answer:
+        use = {"free": 0, "leased": 0, "teardown": 0, "fenced": fenced, "cordoned": False}
+        return {"resources": [resource(use=use)], "absences": [], "notes": [], "graces": GRACES}
+
+    fenced = iter((0, 1 << 20))
+    with CannedAgent(tmp_path, {"io.leased.Device.List": lambda _: devices(next(fenced))}) as agent:
+        before, after = (
+            {one.topic: one for one in service_checks.sockets(Path("/"), agent.path, "/none")}
+            for _ in range(2)
+        )
+    assert "fenced" not in before
+    assert (after["fenced"].grade, after["fenced"].text) == (Grade.WARN, "1MiB of mem:node0:4096")
+    assert "leasectl admin unfence" in after["fenced"].advice

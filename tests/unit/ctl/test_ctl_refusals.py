@@ -82,6 +82,10 @@ def test_what_never_fits_is_not_told_to_wait() -> None:
         "tenant_capacity: mem: asked 5GiB, the limit is 4GiB (tenants.a.mem);"
         " ask for less, or have the policy allow you more"
     )
+    host = Refusal("no_capacity", "mem", 8 << 30, 0, 16 << 30)
+    assert refusal_text(host, CONSOLE) == (
+        "no_capacity: mem: asked 16GiB, the limit is 8GiB; ask for less: see `leasectl devices`"
+    )
 
 
 def test_who_waits_is_not_told_to_wait() -> None:
