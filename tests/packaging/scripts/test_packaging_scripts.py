@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,40 @@ def test_the_program_is_taken_off_where_it_is_and_what_is_kept_is_named(tmp_path
     assert "status 66\n/srv/leased:\nshare" in done.stdout, "taken off from where it is not"
     assert "/var/lib/leased (the chain)\nKept: /var/lib/leased-collector" in done.stdout
     assert done.stdout.endswith("nothing\n"), "something of ours is left"
+
+
+UPGRADE = r"""
+set -e
+for place in /usr/local /etc /var/lib /run /srv; do mount -t tmpfs none "$place"; done
+mkdir -p /srv/bin /srv/leased/bin /srv/leased/share/leased /srv/package/bin
+mkdir -p /run/systemd/system /etc/leased
+touch /srv/leased/share/leased/installed /srv/package/bin/leased-reaper
+program() { printf '#!/bin/sh\n%s\n' "$2" >"$1"; chmod 0755 "$1"; }
+program /srv/bin/systemctl 'echo "$@" >>/srv/asked'
+program /srv/leased/bin/python 'case $* in *pathlib*) echo /srv/package ;; esac'
+program /srv/leased/bin/leasectl :
+main='from leased.service.daemon import main; exit(main())'
+program /srv/leased/bin/leased "[ \$1 = --version ] || exec '$2' -c '$main' \"\$@\""
+echo 'policy = { ttl_max_standard = "60d" }' >/etc/leased/leased.toml
+PATH=/srv/bin:$PATH "$1" --no-apt --wheel none.whl --prefix /srv/leased || echo "status $?"
+cat /srv/asked
+"""
+
+
+@pytest.mark.root
+def test_nothing_is_restarted_with_a_configuration_that_the_new_program_refuses(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", UPGRADE, "-", TOP / "packaging/install", sys.executable],
+        capture_output=True,
+        text=True,
+        env={"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(TOP / "agent")},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "policy.ttl_max_standard" in done.stderr
+    assert "Nothing was restarted" in done.stderr
+    assert done.stdout.endswith("status 78\nenable leased.service\n"), "asked of systemd"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
