@@ -15,6 +15,7 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -234,6 +235,32 @@ def test_a_line_of_a_part_of_the_month_is_divided_as_any_other(rest_by_card: boo
     assert times == [("01T00", "01T12"), *within, ("02T12", "03T00")]
     assert {r["Tags"] for r in rows} == {'{"cost_center": "CC-1", "project": "atlas"}'}
     assert {r["BilledCost"] for r in rows} == {"432.00"}
+
+
+def test_an_id_of_a_price_is_of_one_price_and_stays_when_that_changes():
+    """FOCUS 1.2: it is of one price, and the same over time and from contract to contract. Three
+    tiers had one, and a new version of the card had others for everything."""
+    source = WrittenSource()
+    source.hold("t", ResourceKind.GPU, 1000, range(48))
+    source.hold("t", ResourceKind.CPU, 4000, range(48))
+    half_ns = JANUARY_NS + 24 * HOUR_NS
+    plan = Plan("p", 1000, GIB, 31 * NANO, NANO // 7, NANO // 9)
+    tiers = (TaskTier(0, NANO), TaskTier(3, NANO // 3))
+    agreed = (
+        Contract("t", 0, Model.RESERVED, until_ns=half_ns, plan="p"),
+        Contract("t", half_ns, Model.TIERED, tiers=tiers, rates=UsageRates(NANO)),
+    )
+    source.done = {("t", half_ns // HOUR_NS): 5}
+    dear = msgspec.structs.replace(CARDS[0].card, rates=(Rate(ResourceKind.GPU, NANO),))
+    terms = Terms((CARDS[0], CardVersion(half_ns, dear)), plans=(plan,), contracts=agreed)
+    rows = rows_of(Accounts(source, terms).focus("t", "2024-01"))
+    gpu = [row for row in rows if row["SkuId"] == "gpu"]
+    assert {row["SkuPriceId"] for row in gpu} == {"gpu/-/standard"}
+    assert len({row["ListUnitPrice"] for row in gpu}) == 2
+    others = [(row["SkuPriceId"], row["ListUnitPrice"]) for row in rows if row not in gpu]
+    assert len({price for price, _ in others}) == len(others) == 6
+    assert "task/tasks-0-to-3" in dict(others) and "month/reserved-capacity-p" in dict(others)
+
 
 def everything() -> Accounts:
     """A month with a plan for a part of it, its overage, two cards, tags, tasks and a credit."""

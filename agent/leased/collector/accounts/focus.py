@@ -20,8 +20,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Final
 
+import msgspec
+
 from leased.collector.accounts.corrections import PREFIX
 from leased.collector.accounts.crediting import given_of
+from leased.collector.accounts.focus_sku import OTHER, service_of, unit_name
 from leased.economics.amounts import exact, fixed, split, units
 from leased.economics.billing import Bill, BillLine
 from leased.economics.contracts import Terms
@@ -99,15 +102,6 @@ CUSTOM: Final = ("x_BillSha256",)
 ISSUER: Final = "leased"
 FEE_UNIT: Final = "month"
 AMOUNTS: Final = tuple(name for name in COLUMNS if name.endswith(("Cost", "Price", "Quantity")))
-_UNITS: Final = {"device": "Device", "core": "Core", "Gbit/s": "Gbps"}
-_SERVICE: Final = {
-    "gpu": ("Compute", "Other (Compute)", "GPU leases"),
-    "cpu": ("Compute", "Other (Compute)", "CPU leases"),
-    "mem": ("Compute", "Other (Compute)", "Memory leases"),
-    "block": ("Storage", "Other (Storage)", "Storage leases"),
-    "net": ("Networking", "Other (Networking)", "Network leases"),
-}
-_OTHER: Final = ("Other", "Other (Other)", "Leases")
 _Part = tuple[int, AccountingTag | None, int]
 _Window = tuple[int, int]
 
@@ -225,7 +219,7 @@ def _usage_rows(
         billed = fixed(share, bill.decimals)
         yield (
             _row(bill)
-            | _service(line)
+            | service_of(line)
             | {
                 "ChargeCategory": "Usage",
                 "ChargeDescription": line.description,
@@ -272,7 +266,7 @@ def _whole_row(bill: Bill, line: BillLine, window: _Window) -> dict[str, str]:
     price = listed * Fraction(line.multiplier_pm, WHOLE_PM)
     return (
         row
-        | _service(line)
+        | service_of(line)
         | {
             "ChargeCategory": "Purchase" if fee else "Usage",
             "ChargeFrequency": "Recurring" if fee else "Usage-Based",
@@ -297,10 +291,10 @@ def _category(line: BillLine) -> str:
 def _covered_row(bill: Bill, line: BillLine, window: _Window) -> dict[str, str]:
     """What a plan's fee pays for, used or not: it costs what the fee was, and is billed at
     nothing."""
-    return _whole_row(bill, line, window) | {
+    covered = msgspec.structs.replace(line, description=f"{line.description}, used or not")
+    return _whole_row(bill, covered, window) | {
         "ChargeCategory": "Usage",
         "ChargeFrequency": "Usage-Based",
-        "ChargeDescription": f"{line.description}, used or not",
         "BilledCost": fixed(0, bill.decimals),
         "EffectiveCost": line.total,
         "ListCost": "0",
@@ -327,18 +321,10 @@ def _priced(row: dict[str, str]) -> dict[str, str]:
     return told
 
 
-def unit_name(unit: str) -> str:
-    """A unit of a bill as FOCUS writes it: "core-second" is "Core-Seconds"."""
-    what, dash, time = unit.rpartition("-")
-    if not dash:
-        return f"{unit.capitalize()}s"
-    return f"{_UNITS.get(what, what)}-{time.capitalize()}s"
-
-
 def _row(bill: Bill) -> dict[str, str]:
     """What every row of a bill has."""
     start, end = print_instant(int(bill.from_ns)), print_instant(int(bill.to_ns))
-    category, sub, name = _OTHER
+    category, sub, name = OTHER
     return dict.fromkeys((*COLUMNS, *CUSTOM), "") | {
         "BillingAccountId": bill.tenant,
         "BillingAccountName": bill.tenant,
@@ -359,20 +345,6 @@ def _row(bill: Bill) -> dict[str, str]:
         "SubAccountName": bill.tenant,
         "SubAccountType": "Tenant",
         "x_BillSha256": bill.digest().hex(),
-    }
-
-
-def _service(line: BillLine) -> dict[str, str]:
-    category, sub, name = _SERVICE.get(line.kind or "", _OTHER)
-    sku = line.kind or line.unit
-    price = [sku, line.tier or "-", line.priority or "-", str(line.card or 0)]
-    return {
-        "ServiceCategory": category,
-        "ServiceSubcategory": sub,
-        "ServiceName": name,
-        "SkuId": sku,
-        "SkuMeter": f"{line.unit}s",
-        "SkuPriceId": "/".join(price),
     }
 
 
