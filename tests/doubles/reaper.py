@@ -92,6 +92,7 @@ class FakeReaper:
 
     def renew_ahead(self, moves: Sequence[tuple[LeaseId, int, int]]) -> None:
         """Lost on its way: `renew_many` is what counts."""
+        self.calls.append(("renew ahead", len(moves)))
 
     def renew_at_once(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool] | None:
         """As the link does it; without a `board`, not at all."""

@@ -104,6 +104,18 @@ async def test_a_renewal_and_an_earlier_end_that_are_told_together_are_both_in_t
         assert _move(link, again) == [True], "the link knows where it was left"
 
 
+async def test_more_moves_than_a_packet_takes_go_ahead() -> None:
+    async with linked_reaper() as (_, link):
+        lease = lease_of(ttl_ms=LATER_MS)
+        await link.arm(lease, "", (), None)
+        sooner = _renewed(lease, ms=-LATER_MS // 2)
+        others = [lease_of(ttl_ms=LATER_MS) for _ in range(protocol.ENTRIES_MAX[protocol.RENEW])]
+        moves = [(one.lease_id, one.generation, one.deadline_ns) for one in (*others, sooner)]
+        link.renew_ahead(moves)
+        [entry] = await link.roster()
+        assert (entry.generation, entry.deadline_ns) == (sooner.generation, sooner.deadline_ns)
+
+
 async def test_nothing_is_late_by_a_deadline_that_a_packet_under_way_moves() -> None:
     async with linked_reaper() as (_, link):
         lease = lease_of(ttl_ms=40)

@@ -385,6 +385,14 @@ async def spread(
             nursery.start_soon(one, name, part)
 
 
+async def each(cases: Sequence[T], carry_out: Callable[[T], Awaitable[None]]) -> None:
+    """Every case by itself, all at the same time."""
+    if cases:
+        async with trio.open_nursery() as nursery:
+            for case in cases:
+                nursery.start_soon(carry_out, case)
+
+
 def failure(answer: Answer) -> DeviceError:
     """What a call that failed says, as an error."""
     assert isinstance(answer, Failed), answer

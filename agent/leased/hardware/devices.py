@@ -18,35 +18,31 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 
-import msgspec
 import trio
 
 from leased.hardware.adopting import Adoptions
 from leased.hardware.adoption.strays import Stray, Sweep, Swept
-from leased.hardware.backend import Backend, Detachable, Watchful, Wiped
+from leased.hardware.backend import Backend, Detachable, Watchful
 from leased.hardware.backends import make_backends
 from leased.hardware.bounds import bounds_of
 from leased.hardware.calls import (
     CgroupFacts,
-    Cleaned,
     Found,
     Founded,
     Join,
-    Scrub,
     Surveyed,
 )
 from leased.hardware.census import Census
-from leased.hardware.clock import BootClock
+from leased.hardware.cleaning import Cleaner
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import Crew, failure, spread
+from leased.hardware.crew import Crew
 from leased.hardware.descriptors import close_all
 from leased.hardware.fittings import Fittings
 from leased.hardware.handing import Openings, open_memory
 from leased.hardware.observing import Observer
-from leased.hardware.pieces import Piece, leaf_call, memory_pieces, worker_for
+from leased.hardware.pieces import leaf_call, memory_pieces
 from leased.hardware.pools import PoolLedgers
 from leased.hardware.preparing import Preparer, leaf_path
 from leased.hardware.proving import Prover
@@ -58,26 +54,13 @@ from leased.ports import Access, Holder, Prepared
 from leased.terms.bounds import Bounds, publish
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
-from leased.terms.lease import Lease, RevocationReason
+from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import Allotment, Inventory, Resource, ResourceKind
 from leased.terms.teardown import ProofReport, ScrubReport, StepReport
 
 CUT_BUDGET_NS = 5_000_000_000
 """What the reaper is told where nothing else is configured (`timing.cut`)."""
-
-_NOTHING_HELD = (RevocationReason.GRANT_FAILED, RevocationReason.NODE_REBOOT)
-"""Leases that may lack descriptors: what was never made, or ended with its boot, holds nothing."""
-
-class _Case(msgspec.Struct, eq=False):
-    """One lease being scrubbed."""
-
-    lease: Lease
-    fds: Sequence[int]
-    done: dict[int, Cleaned] = {}
-    fitted: Wiped = Wiped(0, clean=True)
-    error: DeviceError | None = None
-
 
 class Devices:
     """The hardware of this host. Use within one trio run; `close` at its end."""
@@ -101,13 +84,16 @@ class Devices:
             *(self._crew, self._ledgers, self._resizing, self.fittings),
             *(self.adoptions, self._openings, self._config),
         )
+        self._apart: set[LeaseId] = set()
+        self._cleaner = Cleaner(
+            *(self._ledgers, self.fittings, self.adoptions, self._openings),
+            *(self._apart, self._config),
+        )
         self._prover = Prover(self._crew, self._ledgers, self.fittings, self._config)
         self.observer = Observer(self._crew, self._backends, lambda: self._resources.values())
         self._facts: CgroupFacts | None = None
-        self._boot_id = BootClock().boot_id
         self._sight = HostSight(self._crew, self._config)
         self._finding = trio.Lock()
-        self._apart: set[LeaseId] = set()
 
     # -- the port ----------------------------------------------------------------------------------
 
@@ -155,25 +141,7 @@ class Devices:
         self, leases: Sequence[tuple[Lease, Sequence[int]]]
     ) -> list[ScrubReport | DeviceError]:
         """Overwrite, read back and give back what each lease held, after the cut."""
-        cases = [_Case(lease, fds) for lease, fds in leases]
-        for lease, _ in leases:
-            self._openings.shut(lease.lease_id)
-        for case in cases:
-            if case.lease.reason is RevocationReason.GRANT_FAILED:
-                await self._let_out(case)
-        await self._scrub_fittings([case for case in cases if self.fittings.parts(case.lease)])
-        work: dict[str, list[tuple[_Case, Piece]]] = {}
-        for case in cases:
-            pieces = memory_pieces(case.lease)
-            if len(case.fds) == len(pieces):
-                for piece in pieces:
-                    name = worker_for(piece, "reclaim", self._config)
-                    work.setdefault(name, []).append((case, piece))
-            elif case.fds or not self._holds_nothing(case.lease):
-                detail = f"{len(case.fds)} descriptors for {len(pieces)} memory allotments"
-                case.error = DeviceError("scrub", errno.EBADF, detail)
-        await spread(work, self._scrub)
-        return [case.error or _report(case) for case in cases]
+        return await self._cleaner.scrub(leases)
 
     async def prove_many(
         self, leases: Sequence[tuple[Lease, Sequence[int]]]
@@ -332,69 +300,3 @@ class Devices:
             share = allotment.capacity
             known = Resource(allotment.resource_id, allotment.kind, allotment.tier, share, 1)
         return bounds_of(self._config, self._cut_budget_ns, known)
-
-    async def _let_out(self, case: _Case) -> None:
-        """Whoever was adopted by a grant that failed after it was prepared goes back."""
-        try:
-            await self.adoptions.put_back(case.lease.lease_id)
-        except DeviceError as error:
-            case.error = error
-
-    async def _scrub_fittings(self, cases: Sequence[_Case]) -> None:
-        """Before memory: what remote peers reach must be cut off before it is overwritten."""
-
-        async def one(case: _Case) -> None:
-            try:
-                case.fitted = await self.fittings.scrub(case.lease)
-            except DeviceError as error:
-                case.error = error
-
-        if not cases:
-            return
-        async with trio.open_nursery() as nursery:
-            for case in cases:
-                nursery.start_soon(one, case)
-
-    async def _scrub(self, name: str, part: Sequence[tuple[_Case, Piece]]) -> None:
-        pool = part[0][1].pool
-        calls = [
-            Scrub(piece.name, piece.allotment.capacity, piece.pool, self._is_apart(case.lease))
-            for case, piece in part
-        ]
-        fds = [case.fds[piece.index] for case, piece in part]
-        touched_bytes = 2 * sum(call.size_bytes for call in calls)
-        keys = [(case.lease.lease_id, piece.index) for case, piece in part]
-        try:
-            answers = await self._ledgers.scrub(name, pool, keys, calls, fds, touched_bytes)
-        except DeviceError as error:
-            for case, _ in part:
-                case.error = error
-            return
-        for (case, piece), answer in zip(part, answers, strict=True):
-            if isinstance(answer, Cleaned):
-                case.done[piece.index] = answer
-            else:
-                case.error = failure(answer)
-
-    def _holds_nothing(self, lease: Lease) -> bool:
-        """Memory ends with its boot, however far the lease's teardown had come; and there is none
-        where the agent ended while it was still being made, also if the lease's time was over by
-        then."""
-        gone = lease.boot_id != self._boot_id or not lease.activated
-        return gone or lease.reason in _NOTHING_HELD
-
-    def _is_apart(self, lease: Lease) -> bool:
-        """Nobody but the keepers ever had the lease's own open files: they were handed out opened
-        anew, or (the grant failed before its answer) not at all."""
-        return lease.lease_id in self._apart or lease.reason is RevocationReason.GRANT_FAILED
-
-
-def _report(case: _Case) -> ScrubReport:
-    parts = [case.done[index] for index in sorted(case.done)]
-    return ScrubReport(
-        case.lease.lease_id,
-        time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-        sum(part.scrubbed_bytes for part in parts) + case.fitted.scrubbed_bytes,
-        all(part.clean for part in parts) and case.fitted.clean,
-        (*case.fitted.steps, *(step for part in parts for step in part.steps)),
-    )

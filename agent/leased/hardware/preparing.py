@@ -15,13 +15,12 @@ import struct
 from collections.abc import Sequence
 
 import msgspec
-import trio
 
 from leased.hardware import leaves
 from leased.hardware.adopting import Adoptions
 from leased.hardware.calls import CgroupFacts, Created, Leafed, MakeLeaf, Pool
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import CALLS_MAX, Crew, failure, spread
+from leased.hardware.crew import CALLS_MAX, Crew, each, failure, spread
 from leased.hardware.descriptors import close_all
 from leased.hardware.fittings import Fitted, Fittings
 from leased.hardware.handing import Handed, Openings
@@ -173,11 +172,7 @@ class Preparer:
             except DeviceError as error:
                 case.error = error
 
-        if not cases:
-            return
-        async with trio.open_nursery() as nursery:
-            for case in cases:
-                nursery.start_soon(one, case)
+        await each(cases, one)
 
     async def _put_back(self, case: _Case) -> None:
         """Before the leaf goes: whoever was adopted goes back where it was."""

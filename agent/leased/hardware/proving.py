@@ -23,7 +23,7 @@ import trio
 
 from leased.hardware.calls import Charged, CloseLeaf, Pool
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import Crew, failure, spread
+from leased.hardware.crew import Crew, each, failure, spread
 from leased.hardware.fittings import Fittings
 from leased.hardware.instant import now_ns
 from leased.hardware.pieces import Piece, is_budget, memory_pieces, place_of
@@ -111,10 +111,7 @@ class Prover:
         for pool, parts in pools.items():
             await self._count(pool, parts, cases, end_ns, failed)
         fitted = [case for case in cases if self._fittings.parts(case.lease)]
-        if fitted:
-            async with trio.open_nursery() as nursery:
-                for case in fitted:
-                    nursery.start_soon(self._ask_backends, case)
+        await each(fitted, self._ask_backends)
         return [failed[at] if at in failed else case.report() for at, case in enumerate(cases)]
 
     async def _ask_backends(self, case: _Case) -> None:

@@ -133,9 +133,11 @@ class Grantor:
             if outcomes is not None:
                 self._settle_renewals(renewals, outcomes)
             else:
-                if self._board is not None and len(renewals) <= BATCH_MAX:
-                    # The end of a notice must hold though we die before our next turn.
-                    self._board.renew_ahead(_moves(renewals))
+                ends = [one for one in renewals if not one.delivers]
+                if self._board is not None and ends:
+                    # No answer waits for the end of a notice, and it must hold though we die
+                    # before our next turn.
+                    self._board.renew_ahead(_moves(ends))
                 for one in renewals:
                     self._renewals.put(one)
 

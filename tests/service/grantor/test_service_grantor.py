@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from leased.lessor.table import end_ns
-from leased.service.grantor import QUICK_BYTES_MAX, Pace, pace_of
+from leased.service.grantor import BATCH_MAX, QUICK_BYTES_MAX, Pace, pace_of
 from leased.terms.command import Caller, Drain, Extend, Release, Renew
 from leased.terms.errors import DeviceError, Shortage
 from leased.terms.event import AccessCut, Reclaimed, Revoked
@@ -256,6 +256,19 @@ async def test_who_is_told_to_leave_while_the_grant_is_prepared_has_the_grace(
         ended = await agent.until(told.lease_id, LeaseState.RECLAIMED)
         assert ended.reason is RevocationReason.OPERATOR_DRAIN
         assert ended.cut_ns == end_ns(told)
+
+
+async def test_the_ends_of_notices_go_ahead_however_many(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Beyond 64 none did: an agent that died then had told many until when, and the reaper not."""
+    many = 2 * BATCH_MAX
+    async with Host().standing() as host, host.agent() as agent:
+        boxes = [agent.submit(host.acquire(1)) for _ in range(many)]
+        held = [await box.reply() for box in boxes]
+        assert all(isinstance(reply, Granted) for reply in held), held
+        await agent.ask(Drain(host.command_id(), OPERATOR, "", 30 * NS_PER_S))
+        assert sum(count for verb, count in host.reaper.calls if verb == "renew ahead") == many
 
 
 @pytest.mark.parametrize("at", ["prepare", "arm"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -41,6 +42,17 @@ class Hold(msgspec.Struct, gc=False):
     def passed(self) -> tuple[int, ...]:
         """The descriptors that an ARM brings along."""
         return self.fds if self.pidfd is None else (self.pidfd, *self.fds)
+
+    @property
+    def all_open(self) -> bool:
+        """Whether every descriptor is still there to be passed; one that is closed would spoil its
+        whole packet."""
+        try:
+            for fd in self.passed:
+                os.fstat(fd)
+        except OSError:
+            return False
+        return True
 
     def overtook(self, generation: int, deadline_ns: int) -> bool:
         """Whether a later move of ours was made or is on its way. One that says otherwise than what

@@ -166,14 +166,15 @@ class Exchange:
             task, self._sender = self._sender, None
             trio.lowlevel.reschedule(task)
 
-    def put_now(self, chunk: Chunk) -> None:
-        """Ask without a turn of the event loop. For a chunk without descriptors. With other
+    def put_now(self, chunks: Sequence[Chunk]) -> None:
+        """Ask without a turn of the event loop. For chunks without descriptors. With other
         questions under way, or no connection, this is `put`."""
         sock = self._socket
         if sock is None or self._sent or self._waiting:
-            self.put(chunk)
+            for chunk in chunks:
+                self.put(chunk)
             return
-        self._waiting.append(chunk)
+        self._waiting.extend(chunks)
         # An OSError is found by the receive loop too, and what was asked is asked again.
         with contextlib.suppress(OSError):
             for packet, _ in self._packets():

@@ -14,7 +14,6 @@ nobody listens.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -113,13 +112,9 @@ class ReaperLink:
     async def renew_many(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool]:
         """(lease, generation, deadline_ns). DeviceError when the reaper did not answer: then
         nothing is known."""
-        ticket = self._ticket(len(moves), self._answer_s)
-        most = protocol.ENTRIES_MAX[protocol.RENEW]
-        note_asked(moves, self._held)
-        for at in range(0, len(moves), most):
-            part = moves[at : at + most]
-            body = protocol.encode_renewals(part)
-            self._put(Chunk(protocol.RENEW, body, len(part), ticket, at))
+        ticket, chunks = self._renewals(moves)
+        for chunk in chunks:
+            self._put(chunk)
         await ticket.wait()
         return self._renewed(moves, ticket)
 
@@ -133,11 +128,21 @@ class ReaperLink:
 
     def renew_ahead(self, moves: Sequence[tuple[LeaseId, int, int]]) -> None:
         """Let the reaper know as soon as can be; `renew_many`, for the same moves, tells what it
-        says. For a few moves."""
-        note_asked(moves, self._held)
+        says."""
+        _, chunks = self._renewals(moves)
+        self._exchange.put_now(chunks)
+
+    def _renewals(self, moves: Sequence[tuple[LeaseId, int, int]]) -> tuple[Ticket, list[Chunk]]:
+        """What asks for these moves, in as many packets as it takes."""
         ticket = self._ticket(len(moves), self._answer_s)
-        body = protocol.encode_renewals(moves)
-        self._exchange.put_now(Chunk(protocol.RENEW, body, len(moves), ticket))
+        most = protocol.ENTRIES_MAX[protocol.RENEW]
+        note_asked(moves, self._held)
+        chunks = []
+        for at in range(0, len(moves), most):
+            part = moves[at : at + most]
+            body = protocol.encode_renewals(part)
+            chunks.append(Chunk(protocol.RENEW, body, len(part), ticket, at))
+        return ticket, chunks
 
     def _renewed(self, moves: Sequence[tuple[LeaseId, int, int]], ticket: Ticket) -> list[bool]:
         held_of = self._held.get
@@ -149,7 +154,7 @@ class ReaperLink:
             if answer == 0 or (overtaken and answer == -errno.ESTALE):
                 if answer == 0 and held is not None and generation > held.generation:
                     held.generation, held.deadline_ns = generation, deadline_ns
-                    if self._board is not None and held.slot is None and _all_open(held):
+                    if self._board is not None and held.slot is None and held.all_open:
                         # The reaper held more than we knew, and would not say where.
                         self._put(self._arm_again(lease_id, held))
                 outcomes.append(True)
@@ -250,7 +255,7 @@ class ReaperLink:
         """First what must be true of the reaper, then what was not answered, in the order it was
         asked."""
         again = [Chunk(protocol.BOARD, b"", 1, Repeat(1, self._lent_board))]
-        open_still = [item for item in self._held.items() if _all_open(item[1])]
+        open_still = [item for item in self._held.items() if item[1].all_open]
         again += [self._arm_again(lease_id, held) for lease_id, held in open_still]
         self._forgotten.update(
             LeaseId(chunk.body[at : at + ID_BYTES])
@@ -387,14 +392,3 @@ class ReaperLink:
                 memfds_missing=listed.memfds_missing,
                 cut=listed.cut,
             )
-
-
-def _all_open(held: Hold) -> bool:
-    """Whether every descriptor is still there to be passed; one that is closed would spoil its
-    whole packet."""
-    try:
-        for fd in held.passed:
-            os.fstat(fd)
-    except OSError:
-        return False
-    return True
