@@ -22,16 +22,13 @@ from typing import Any, Final
 
 from leased.chain.tree import EMPTY, Frontier
 from leased.collector.archive.archive import Archive
-from leased.collector.archive.manifest import BUSY_MS
-from leased.collector.archive.room import remedy
+from leased.collector.archive.database import Database
 from leased.collector.gossip import PeerHead
-from leased.terms.errors import StateError
 
 DATABASE: Final = "heads.sqlite"
 TREES_KEPT: Final = 64
 """Of each log: one for each cosignature, so an hour."""
 
-_PRAGMAS: Final = ("journal_mode = WAL", "synchronous = FULL")
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS heads (
     log_id TEXT NOT NULL, peer TEXT NOT NULL, sequence INTEGER NOT NULL, origin TEXT NOT NULL,
@@ -45,29 +42,17 @@ CREATE TABLE IF NOT EXISTS trees (
 _HASH_BYTES: Final = 32
 
 
-class Trees:
+class Trees(Database):
     """Trees of logs, in the state directory of one collector. For the thread that stores."""
 
     def __init__(self, archive: Archive) -> None:
         """Raises StateError."""
         self._archive = archive
-        path: Path = archive.own / DATABASE
-        try:
-            if not path.exists():
-                # Made by us first: SQLite would make it readable by others. Never later: closing a
-                # descriptor of a database lets go of the process' locks on it.
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            try:
-                for one in (f"busy_timeout = {BUSY_MS}", *_PRAGMAS):
-                    self._connection.execute(f"PRAGMA {one}")
-                self._connection.executescript(_SCHEMA)
-            except BaseException:
-                self._connection.close()
-                raise
-        except (OSError, sqlite3.Error) as error:
-            raise StateError(f"{path}: {error}; {remedy(error)}") from error
         self._waiting: dict[str, int] = {}
+        super().__init__(archive.own / DATABASE)
+
+    def _prepare(self, path: Path, *, read_only: bool) -> None:
+        self.connection.executescript(_SCHEMA)
 
     def waits(self, log_id: str) -> bool:
         """Whether there is anything to compare. Costs nothing."""
@@ -104,18 +89,6 @@ class Trees:
             leaves.extend(islice(self._archive.hashes(log_id, tree.size), size - tree.size))
         return (tree.extended(leaves) if leaves else tree).root()
 
-    def close(self) -> None:
-        """Close the database. Idempotent."""
-        self._connection.close()
-
-    def _ask(self, text: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
-        try:
-            return self._connection.execute(text, values)
-        except sqlite3.Error as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise StateError(f"{DATABASE}: {error}; nothing of it was stored") from error
-
 
 def write_heads(path: Path, rows: Sequence[Sequence[object]]) -> None:
     """Make a database in which these wait (log, peer, sequence, origin, size, root, time,
@@ -143,16 +116,15 @@ class Heads(Trees):
     def add(self, heads: Sequence[PeerHead]) -> None:
         """Keep heads of logs that are known here; durable on return."""
         heads = self.known(heads)
-        self._ask("BEGIN IMMEDIATE")
-        for one in heads:
-            log_id = one.log_id.hex()
-            values = (log_id, one.peer, one.sequence, one.origin, one.size, one.root)
-            done = self._ask(
-                "INSERT OR IGNORE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*values, one.time_s, one.signature),
-            )
-            self._waiting[log_id] = self._waiting.get(log_id, 0) + done.rowcount
-        self._ask("COMMIT")
+        with self.transaction():
+            for one in heads:
+                log_id = one.log_id.hex()
+                values = (log_id, one.peer, one.sequence, one.origin, one.size, one.root)
+                done = self._ask(
+                    "INSERT OR IGNORE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (*values, one.time_s, one.signature),
+                )
+                self._waiting[log_id] = self._waiting.get(log_id, 0) + done.rowcount
 
     def of(self, log_id: str) -> list[PeerHead]:
         """What is to be compared with a log, in the order in which it came."""

@@ -12,9 +12,7 @@ Does not answer requests (`api.enrolling`) and signs no certificates.
 from __future__ import annotations
 
 import enum
-import os
 import secrets
-import sqlite3
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -23,9 +21,7 @@ from typing import Final
 import msgspec
 
 from leased.chain.invitation import Invitation
-from leased.collector.archive.manifest import BUSY_MS
-from leased.collector.archive.room import remedy
-from leased.terms.errors import StateError
+from leased.collector.archive.database import Database
 from leased.terms.moment import DAY_NS
 
 DATABASE: Final = "invites.sqlite"
@@ -78,27 +74,21 @@ class Invite(msgspec.Struct, frozen=True):
     used_ns: int = 0
 
 
-class Invites:
+class Invites(Database):
     """The invites of a state directory."""
+
+    journal = "DELETE"
 
     def __init__(self, directory: Path) -> None:
         """Raises StateError."""
-        path = directory / DATABASE
-        try:
-            if not path.exists():
-                # Made by us first: SQLite would make it readable by others. Never later: closing a
-                # descriptor of a database lets go of the process' locks on it.
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.executescript(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise StateError(f"{path}: {error}; {remedy(error)}") from error
+        super().__init__(directory / DATABASE)
+
+    def _prepare(self, path: Path, *, read_only: bool) -> None:
+        self.connection.executescript(_SCHEMA)
 
     def make(self, invite: Invite, secret: str, now_ns: int) -> None:
         """Keep a new invite; forget those that were over long ago. Raises StateError."""
-        ask = self._connection.execute
+        ask = self._ask
         values = (invite.id, _hash(secret), invite.name, invite.url, invite.node_id)
         ask("DELETE FROM invites WHERE expires_ns < ?", (now_ns - KEPT_NS,))
         ask(
@@ -118,31 +108,24 @@ class Invites:
         """Use an invite up for a request of `node_id`: `act` carries it out and returns the answer,
         which is kept with it. What `act` raises leaves the invite as it was. Raises Denied."""
         digest = sha256(request).hexdigest()
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        with self.transaction():
             found = self._find(told.id, told.secret)
             if found is None:
                 raise Denied(Why.UNKNOWN, "No such invite. Ask whoever runs the collector for one.")
             invite, held, answer = found
             if invite.used_ns and held == digest:
-                self._connection.execute("COMMIT")
                 return answer
             _check(invite, node_id, now_ns)
             answer = act(invite)
-            self._connection.execute(
+            self._ask(
                 "UPDATE invites SET used_ns = ?, request = ?, answer = ? WHERE id = ?",
                 (now_ns, digest, answer, invite.id),
             )
-            self._connection.execute("COMMIT")
-            return answer
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
+        return answer
 
     def remembered(self) -> list[Invite]:
         """All that are remembered, the newest first; without their secrets, which nobody has."""
-        rows = self._connection.execute(
+        rows = self._ask(
             "SELECT id, name, url, node_id, hosts, expires_ns, used_ns FROM invites "
             "ORDER BY expires_ns DESC, id"
         ).fetchall()
@@ -153,17 +136,13 @@ class Invites:
 
     def withdraw(self, number: str) -> bool:
         """Make an invite useless. False: there is no unused one of this id."""
-        done = self._connection.execute(
+        done: int = self._ask(
             "DELETE FROM invites WHERE id = ? AND used_ns = 0", (number,)
-        )
-        return done.rowcount == 1
-
-    def close(self) -> None:
-        """Close the database. Idempotent."""
-        self._connection.close()
+        ).rowcount
+        return done == 1
 
     def _find(self, number: str, secret: str) -> tuple[Invite, str, bytes] | None:
-        row = self._connection.execute(
+        row = self._ask(
             "SELECT secret, id, name, url, node_id, hosts, expires_ns, used_ns, request, answer "
             "FROM invites WHERE id = ?",
             (number,),

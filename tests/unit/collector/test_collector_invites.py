@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from leased.chain.invitation import Invitation, parse_invitation, request_message
 from leased.collector.invites import DATABASE, Denied, Invite, Invites, Why, draw
+from leased.terms.errors import StateError
 from tests.doubles.logs import CountedEntropy
 
 NODE, OTHER = "1" * 32, "2" * 32
@@ -107,10 +107,10 @@ def test_one_that_was_withdrawn_is_none(book: Invites) -> None:
 def test_two_processes_use_it_once(book: Invites, tmp_path: Path) -> None:
     told = made(book)
     beside = Invites(tmp_path)
-    beside._connection.execute("PRAGMA busy_timeout = 0")
+    beside.connection.execute("PRAGMA busy_timeout = 0")
 
     def meanwhile(invite: Invite) -> bytes:
-        with pytest.raises(sqlite3.OperationalError, match="locked"):
+        with pytest.raises(StateError, match="locked"):
             use(beside, told, request=b"other")
         return b"first"
 

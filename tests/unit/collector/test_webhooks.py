@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ from leased.collector.webhooks.post import retry_after_ns
 from leased.collector.webhooks.watcher import Look, Seen, Watcher
 from leased.economics.waste import Held, Judged, Waste
 from leased.terms import event as events
-from leased.terms.errors import ConfigError
+from leased.terms.errors import ConfigError, StateError
 from leased.terms.lease import RevocationReason
 from leased.terms.resource import ResourceKind
 from leased.terms.teardown import Utilization
@@ -329,7 +328,7 @@ def test_a_fact_is_told_only_if_its_change_is_durable(tmp_path: Path) -> None:
     register = Register(tmp_path)
     kept = Outbox(register.connection, "urn:x")
     one = hook(kept)
-    with pytest.raises(sqlite3.OperationalError), register.transaction():
+    with pytest.raises(StateError), register.transaction():
         kept.put(fact(1))
         register.connection.execute("no such thing")
     assert kept.count("pending", one.id) == 0

@@ -199,14 +199,13 @@ class Accounts:
             buckets[granularity],
             self.source.leases(window.pair, tenant, buckets[granularity] // HOUR_NS),
         )
-        tasks = sum(self.source.tasks(window.pair, tenant).values())
         return UsageReport(
             tenant,
             interval_of(window),
             granularity,
             self.terms.currency,
             rows,
-            tasks,
+            sum(self.source.tasks(window.pair, tenant).values()),
             to_decimals(cost, self.terms.decimals),
             self.reach(window),
         )
@@ -339,18 +338,17 @@ class Accounts:
         rows = focus_rows(*self._hours(self.bill(tenant, month)))
         return list(rows if version == "1.2" else focus_1_4_rows(rows))
 
-    def _hours(self, bill: Bill) -> tuple[Bill, dict[UsageKey, int], Terms]:
-        """A bill, what it was made of, and by which terms."""
-        window = (int(bill.from_ns), int(bill.to_ns))
-        issued = self.invoices is not None and self.invoices.issued(bill.tenant, bill.period)
-        cells = self.invoices.hours(bill) if self.invoices is not None and issued else None
-        if cells is None:
-            cells = self.source.cells(window, bill.tenant)
-        return bill, cells, terms_of(bill.terms)
-
     def focus(self, tenant: str, month: str, version: str = "1.2") -> str:
         """The same, as CSV."""
         return focus_csv(self.focus_rows(tenant, month, version), VERSIONS[version])
+
+    def _hours(self, bill: Bill) -> tuple[Bill, dict[UsageKey, int], Terms]:
+        """A bill, what it was made of, and by which terms."""
+        issued = self.invoices is not None and self.invoices.issued(bill.tenant, bill.period)
+        cells = self.invoices.hours(bill) if self.invoices is not None and issued else None
+        if cells is None:
+            cells = self.source.cells((int(bill.from_ns), int(bill.to_ns)), bill.tenant)
+        return bill, cells, terms_of(bill.terms)
 
     def chargeback(self, month: str, *, spread: str = Spread.NONE.value) -> Chargeback:
         """What a month's infrastructure cost, by cost centre."""

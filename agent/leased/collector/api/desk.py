@@ -26,20 +26,17 @@ from leased.collector.accounts.accounts import Accounts, NoData
 from leased.collector.accounts.answers import IdleResource
 from leased.collector.accounts.terms_file import load_terms
 from leased.collector.api import (
-    advice_routes,
     checklist,
     console_routes,
     enrolling,
     handing,
     metrics,
-    node_cost_routes,
     openapi,
+    planning_routes,
     quota_routes,
     quotas,
     reports,
-    scaling_routes,
     settings,
-    slo_routes,
     telemetry_routes,
     view_routes,
     views,
@@ -176,15 +173,14 @@ class Desk:
             floor=Kept(self._state).floor,
             free_bytes=lambda: free_bytes(self._state),
         )
+        told = self._reports()
+        planned = planning_routes.Planning(told, lambda: self.books.fleet, self._settings)
         table = [
             *quota_routes.routes(self._quotas),
             *view_routes.routes(self.views),
-            *reports.routes(self._reports()),
-            *advice_routes.routes(self._reports()),
-            *checklist.routes(self._reports(), self.views),
-            *slo_routes.routes(self._levels()),
-            *scaling_routes.routes(self._scaling()),
-            *node_cost_routes.routes(node_cost_routes.ByNode(self._reports())),
+            *reports.routes(told),
+            *planning_routes.routes(planned),
+            *checklist.routes(told, self.views),
             *telemetry_routes.routes(self._observed),
             *handing.routes(handing.Handing(self.issuer, self.views.reach)),
             *enrolling.routes(
@@ -205,14 +201,6 @@ class Desk:
         plans = self.issuer.strategies.of
         marks, offer = self._settings.capacity, self._settings.reservations
         return reports.Reports(self.books.ask, ground, fleet, self._state, plans, marks, offer)
-
-    def _levels(self) -> slo_routes.Levels:
-        tiers = self._settings.slo_tiers
-        return slo_routes.Levels(self._reports(), lambda: self.books.fleet, tiers)
-
-    def _scaling(self) -> scaling_routes.Scaling:
-        mix, plan = self._settings.spot_optimization, self._settings.scheduled_scaling
-        return scaling_routes.Scaling(self._reports(), mix, plan)
 
     def _described(self, table: Sequence[Route]) -> Route:
         encoded = msgspec.json.encode(openapi.document(table, __version__))

@@ -96,19 +96,17 @@ class Enrolling:
         pinned = msgspec.structs.replace(
             read_enrolment(body.enrolment.encode(), "enrolment"), printed_ns=now_ns
         )
-        manifest = open_manifest(self._state)
         try:
-            for name, _, log_id in manifest.nodes():
-                entry = manifest.log(log_id)
-                if entry is not None and entry.node == node_id and name != invite.name:
-                    # Its certificate would be that of the other.
-                    why = f"Node {node_id} is followed already, as {name}."
-                    raise Problem(409, why, kind="enrolled-otherwise")
-            told = enrol(manifest, invite.name, invite.url, pinned, now_ns)
+            with closing(open_manifest(self._state)) as manifest:
+                for name, _, log_id in manifest.nodes():
+                    entry = manifest.log(log_id)
+                    if entry is not None and entry.node == node_id and name != invite.name:
+                        # Its certificate would be that of the other.
+                        why = f"Node {node_id} is followed already, as {name}."
+                        raise Problem(409, why, kind="enrolled-otherwise")
+                told = enrol(manifest, invite.name, invite.url, pinned, now_ns)
         except ConfigError as error:
             raise Problem(409, str(error), kind="enrolled-otherwise") from error
-        finally:
-            manifest.close()
         ca = self._read(self._http.client_ca).decode() if self._http.client_ca else ""
         log_id = pinned.log_id.hex()
         return msgspec.json.encode(Enrolled(invite.name, log_id, told, certificate, ca))

@@ -23,6 +23,7 @@ from leased.collector.accounts.focus import focus_csv
 from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.focus_table import parquet_of
 from leased.collector.accounts.lease_rows import Question, question, usage_by_lease
+from leased.collector.accounts.node_costs import NodeCosts, node_costs
 from leased.collector.accounts.periods import Window
 from leased.collector.api.csv_rows import csv_of
 from leased.collector.api.folding import Folds
@@ -108,6 +109,16 @@ class Reports:
             )
 
         return Answer(self.asked(ask, ("costs", query)))
+
+    def node_costs(self, call: Call) -> Answer:
+        """What each node cost."""
+        call.caller.require_all()
+        query = call.query
+
+        def ask(accounts: Accounts) -> NodeCosts:
+            return node_costs(accounts, window_of(accounts, query, period=LAST))
+
+        return Answer(self.asked(ask, ("node costs", query)))
 
     def summary(self, call: Call) -> Answer:
         """A tenant's bill."""
@@ -199,12 +210,8 @@ class Reports:
         """What a month cost, by cost centre."""
         call.caller.require_all()
         month, spread = call.query.month, call.query.spread.value
-        return Answer(
-            self.asked(
-                lambda accounts: accounts.chargeback(month, spread=spread),
-                ("chargeback", month, spread),
-            )
-        )
+        ask = partial(Accounts.chargeback, month=month, spread=spread)
+        return Answer(self.asked(ask, ("chargeback", month, spread)))
 
     def capacity(self, call: Call) -> Answer:
         """What there is, and who has it."""
@@ -223,13 +230,8 @@ class Reports:
     def forecast(self, call: Call) -> Answer:
         """What will be held."""
         call.caller.require_all()
-        horizon, kind = call.query.horizon, call.query.kind
-        return Answer(
-            self.asked(
-                lambda accounts: forecast.forecast(accounts, horizon, kind),
-                ("forecast", call.query),
-            )
-        )
+        ask = partial(forecast.forecast, horizon=call.query.horizon, kind=call.query.kind)
+        return Answer(self.asked(ask, ("forecast", call.query)))
 
     def history(self, call: Call) -> Answer:
         """How much of what there was was held."""
@@ -239,9 +241,8 @@ class Reports:
         with self.samples() as samples:
             shares = samples.shares_by if samples is not None else None
             key = ("history", period, plans, samples.last_s() if samples is not None else 0)
-            return Answer(
-                self.asked(lambda accounts: allocations(accounts, period, plans, shares), key)
-            )
+            ask = partial(allocations, period=period, plans=plans, shares=shares)
+            return Answer(self.asked(ask, key))
 
     def latency(self, call: Call) -> Answer:
         """What it costs to be quicker."""
@@ -335,6 +336,10 @@ def routes(reports: Reports) -> list[Route]:
     cost, missing = Scope.COST, (404, 422, 503)
     rows: list[tuple[str, Any, str, Any, type[msgspec.Struct] | None]] = [
         ("governance/costs", reports.costs, "What everybody cost", answers.Costs, CostsQuery),
+        (
+            *("governance/costs/nodes", reports.node_costs),
+            *("What each node cost, and what of it was idle", NodeCosts, TimeQuery),
+        ),
         ("billing/summary", reports.summary, "A tenant's bill", bill_answers.Summary, SummaryQuery),
         (
             *("billing/bill", reports.bill, "A tenant's bill, byte for byte as it is computed"),

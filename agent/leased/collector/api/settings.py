@@ -21,17 +21,14 @@ from leased.collector.api.callers import LOOPBACK, Token
 from leased.collector.api.routes import Scope
 from leased.collector.config import CONFIG as CONFIG
 from leased.collector.metering.engines import SECTION, StoreConfig, check_store
-from leased.collector.planning import reserving, scheduled_scaling, spot
-from leased.collector.planning.slo import TIERS, Tier, check_tiers
-from leased.collector.planning.thresholds import Thresholds, check_marks
+from leased.collector.planning import reserving, scheduled_scaling, slo, spot, thresholds
 from leased.collector.telemetry.store import KEEP_NS, ROWS_MAX
 from leased.collector.webhooks.guard import Network, parse_network
 from leased.durable.reading import read_text
 from leased.terms import reading
 from leased.terms.errors import ConfigError
 from leased.terms.identity import parse_tenant
-from leased.terms.lease import Priority
-from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_S
+from leased.terms.moment import DAY_NS, NS_PER_S
 from leased.terms.policy import Policy
 from leased.terms.policy_text import read_policy
 from leased.terms.quantity import parse_instant
@@ -104,8 +101,8 @@ class Settings(msgspec.Struct, frozen=True):
     governance: Governance = Governance()
     telemetry: Samples = Samples()
     webhooks: Webhooks = Webhooks()
-    capacity: Thresholds = Thresholds()
-    slo_tiers: tuple[Tier, ...] = TIERS
+    capacity: thresholds.Thresholds = thresholds.Thresholds()
+    slo_tiers: tuple[slo.Tier, ...] = slo.TIERS
     reservations: reserving.Offer = reserving.Offer()
     spot_optimization: spot.SpotConfig = spot.SpotConfig()
     scheduled_scaling: scheduled_scaling.ScalingConfig = scheduled_scaling.ScalingConfig()
@@ -152,8 +149,8 @@ def parse(text: str) -> Settings:
     for name in ("keep_ns", "rows_max"):
         if getattr(settings.telemetry, name) < 1:
             raise ConfigError(f"telemetry.{name.replace('_ns', '')}: must be above zero")
-    check_marks(settings.capacity)
-    check_tiers(settings.slo_tiers)
+    thresholds.check_marks(settings.capacity)
+    slo.check_tiers(settings.slo_tiers)
     reserving.check_offer(settings.reservations)
     spot.check_spot(settings.spot_optimization)
     scheduled_scaling.check_scaling(settings.scheduled_scaling)
@@ -250,38 +247,6 @@ def _token(value: Any) -> Token:
     return Token(**found)
 
 
-def _tiers(value: Any) -> tuple[Tier, ...]:
-    return tuple(
-        _tier(name, reading.fields(reading.table(one), _TIER_KEYS, f"slo_tiers.{name}."))
-        for name, one in reading.table(value).items()
-    )
-
-
-def _tier(name: str, found: dict[str, Any]) -> Tier:
-    if "priority" not in found:
-        raise ValueError(f"{name} needs a priority: guaranteed, standard or scavenger")
-    return Tier(name, **found)
-
-
-def _availability(value: Any) -> int:
-    match = re.fullmatch(r"(\d{1,3})(?:\.(\d{1,4}))?%", reading.text(value), re.ASCII)
-    if match is None:
-        raise ValueError('a share in quotes, such as "99.99%"')
-    return int(match[1]) * 10_000 + int((match[2] or "").ljust(4, "0"))
-
-
-def _multiplier(value: Any) -> int:
-    match = re.fullmatch(r"(\d{1,3})(?:\.(\d{1,3}))?", reading.text(value), re.ASCII)
-    if match is None:
-        raise ValueError('a factor in quotes, such as "1.5"')
-    return int(match[1]) * 1000 + int((match[2] or "").ljust(3, "0"))
-
-
-def _per_hour(value: Any) -> int:
-    count, per_ns = reading.rate(value)
-    return count * HOUR_NS // per_ns
-
-
 def _hash(value: Any) -> str:
     if not _HASH.fullmatch(reading.text(value)):
         raise ValueError("64 hex digits, as `leased-collector token` prints them")
@@ -345,24 +310,6 @@ _WEBHOOK_KEYS: Final[reading.Keys] = {
     "thresholds": ("thresholds_pm", _shares),
     "idle": ("idle_ns", reading.duration),
 }
-_CAPACITY_KEYS: Final[reading.Keys] = {
-    "cpu_warning": ("cpu_warning_pm", reading.share),
-    "cpu_critical": ("cpu_critical_pm", reading.share),
-    "memory_warning": ("memory_warning_pm", reading.share),
-    "memory_critical": ("memory_critical_pm", reading.share),
-    "queue_warning": ("queue_warning", reading.integer),
-    "queue_critical": ("queue_critical", reading.integer),
-    "scale_up": ("scale_up_pm", reading.share),
-    "scale_down": ("scale_down_pm", reading.share),
-    "cooldown": ("cooldown_ns", reading.duration),
-}
-_TIER_KEYS: Final[reading.Keys] = {
-    "priority": ("priority", lambda value: reading.member(Priority, value)),
-    "latency_p99": ("latency_ns", reading.duration),
-    "availability": ("availability_ppm", _availability),
-    "throughput_min": ("per_hour_min", _per_hour),
-    "estimated_cost_multiplier": ("multiplier_pm", _multiplier),
-}
 _TOKEN_KEYS: Final[reading.Keys] = {
     "name": ("name", reading.text),
     "sha256": ("sha256", _hash),
@@ -376,8 +323,8 @@ _SECTIONS: Final[Mapping[str, tuple[str, reading.Read]]] = {
     "access": ("access", reading.section(Access, _ACCESS_KEYS, "access.")),
     "governance": ("governance", reading.section(Governance, _GOVERNANCE_KEYS, "governance.")),
     "telemetry": ("telemetry", reading.section(Samples, _TELEMETRY_KEYS, "telemetry.")),
-    "slo_tiers": ("slo_tiers", lambda value: _tiers(value)),
-    "capacity": ("capacity", reading.section(Thresholds, _CAPACITY_KEYS, "capacity.")),
+    "slo_tiers": slo.SECTION,
+    "capacity": thresholds.SECTION,
     "webhooks": ("webhooks", reading.section(Webhooks, _WEBHOOK_KEYS, "webhooks.")),
     "reservations": reserving.SECTION,
     "spot_optimization": spot.SECTION,

@@ -112,26 +112,16 @@ class ArchiveReader:
         """Every record from `from_seq` on, with its frame. Of what was removed by the rule of
         retention only those are there that something later follows from (`floor`)."""
         prefix = hash_prefix(bytes.fromhex(log_id))
-        begin = self.kept.floor().records(log_id)
-        for chunk in self._chunks(log_id, from_seq, begin):
+        for chunk in self.chunks(log_id, from_seq):
             offset = 0
             while offset < len(chunk):
                 record = parse_frame(chunk, offset, prefix)
                 start, offset = offset, offset + record.frame_bytes
-                if record.sequence >= from_seq:
-                    yield record, chunk[start:offset]
+                yield record, chunk[start:offset]
 
     def records(self, log_id: str, from_seq: int = 0) -> Iterator[Record]:
         """The same, without frames."""
-        prefix = hash_prefix(bytes.fromhex(log_id))
-        begin = self.kept.floor().records(log_id)
-        for chunk in self._chunks(log_id, from_seq, begin):
-            offset = 0
-            while offset < len(chunk):
-                record = parse_frame(chunk, offset, prefix)
-                offset += record.frame_bytes
-                if record.sequence >= from_seq:
-                    yield record
+        return (record for record, _ in self.framed(log_id, from_seq))
 
     def hashes(self, log_id: str, from_seq: int = 0) -> Iterator[bytes]:
         """The hash of every record from `from_seq` on, of removed ones too."""
@@ -170,11 +160,6 @@ class ArchiveReader:
         """Close everything. Idempotent."""
         self.files.close()
         self.manifest.close()
-
-    def _chunks(self, log_id: str, from_seq: int, begin: int) -> Iterator[bytes]:
-        if from_seq < begin:
-            yield self.kept.frames(log_id)
-        yield from self.frames(log_id, max(from_seq, begin))
 
     def _read(self, log_id: str, from_seq: int) -> tuple[Segment, bytes]:
         """The segment that holds a record, read. It may be put together with others meanwhile."""

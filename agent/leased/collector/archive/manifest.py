@@ -19,23 +19,21 @@ from __future__ import annotations
 import os
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from leased.chain.head import Head
-from leased.collector.archive.room import remedy
+from leased.collector.archive.database import Database
 from leased.collector.archive.segments import Segment
-from leased.durable.files import make_private
 from leased.terms.errors import EX_UNAVAILABLE, StateError
 from leased.terms.moment import NS_PER_S
 
 DATABASE: Final = "collector.sqlite"
 VERSION: Final = 1
-BUSY_MS: Final = 10_000
 
 _SCHEMA: Final = """
 CREATE TABLE logs (
@@ -260,34 +258,17 @@ class ManifestTables(ABC):
         return rows
 
 
-class Manifest(ManifestTables):
+class Manifest(Database, ManifestTables):
     """The open SQLite database."""
 
     duplicate = sqlite3.IntegrityError
 
     def __init__(self, directory: Path, *, read_only: bool = False) -> None:
-        path = directory / DATABASE
-        try:
-            if not read_only:
-                make_private(path)
-            uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
-            self.connection = sqlite3.connect(
-                uri, uri=True, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self._prepare(path, read_only=read_only)
-            except BaseException:
-                self.connection.close()
-                raise
-        except (OSError, sqlite3.Error) as error:
-            raise StateError(f"{path}: {error}; {_advice(path, error)}") from error
+        super().__init__(directory / DATABASE, read_only=read_only)
 
     def _prepare(self, path: Path, *, read_only: bool) -> None:
         ask = self.connection.execute
-        ask(f"PRAGMA busy_timeout = {BUSY_MS}")
         if not read_only:
-            ask("PRAGMA journal_mode = WAL")
-            ask("PRAGMA synchronous = FULL")
             ask("PRAGMA foreign_keys = ON")
         version = ask("PRAGMA user_version").fetchone()[0]
         if version == 0 and not read_only:
@@ -297,45 +278,18 @@ class Manifest(ManifestTables):
         elif version != VERSION:
             raise StateError(f"{path}: version {version} of the manifest; this release has 1")
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All of what is done inside, or nothing. Raises StateError where the disk fails."""
-        try:
-            self.connection.execute("BEGIN IMMEDIATE")
-            yield
-            self.connection.execute("COMMIT")
-        except BaseException as error:
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
-                raise StateError(f"{DATABASE}: {error}; nothing of it was stored") from error
-            raise
+    def _advice(self, path: Path, error: OSError | sqlite3.Error) -> str:
+        if not path.exists():
+            return (
+                "no node was ever enrolled here: `leased-collector enrol` does, or give another "
+                "--state"
+            )
+        if not os.access(path, os.R_OK):
+            return "it is not yours to read: ask as root, or as its owner"
+        return super()._advice(path, error)
 
     def hold(self, part: int) -> None:
         """Who is alone has all of them."""
-
-    def close(self) -> None:
-        """Close the database. Idempotent."""
-        self.connection.close()
-
-    def _ask(self, text: str, values: Sequence[object] = ()) -> Any:
-        try:
-            return self.connection.execute(text, values)
-        except self.duplicate:
-            raise
-        except sqlite3.Error as error:
-            raise StateError(f"{DATABASE}: {error}; nothing of it was stored") from error
-
-
-def _advice(path: Path, error: OSError | sqlite3.Error) -> str:
-    """What to do about a database that cannot be opened."""
-    if not path.exists():
-        return (
-            "no node was ever enrolled here: `leased-collector enrol` does, or give another --state"
-        )
-    if not os.access(path, os.R_OK):
-        return "it is not yours to read: ask as root, or as its owner"
-    return remedy(error)
 
 
 def _entry(row: tuple[Any, ...]) -> LogEntry:

@@ -12,18 +12,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-from leased.terms.errors import NO_ROOM, disk_error
-
 SHORT_BYTES: Final = 64 << 20
 """From here on it is told: the small files of some nodes that are put together (16 MiB each), with
 the pages that come meanwhile."""
-
-
-def remedy(error: Exception) -> str:
-    """What helps where a database of a state directory cannot be opened."""
-    if disk_error(error) in NO_ROOM:
-        return "free some space"
-    return "give the collector's state directory"
 
 
 def free_bytes(directory: Path) -> int:

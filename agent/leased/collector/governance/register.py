@@ -12,25 +12,21 @@ Does not decide what a change means (`quotas`) and does not know the time.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from leased.collector.archive.room import remedy
+from leased.collector.archive.database import Database
 from leased.collector.governance.quotas import Override, Quota, Schedule
 from leased.collector.governance.shares import Given
 from leased.collector.webhooks.outbox import SCHEMA as OUTBOX
-from leased.durable.files import make_private
 from leased.terms.errors import ChainError, StateError
 from leased.terms.moment import DAY_NS
 
 DATABASE: Final = "register.sqlite"
 VERSION: Final = 3
-BUSY_MS: Final = 5_000
 REPLIES_KEPT_NS: Final = DAY_NS
 _DOMAIN: Final = b"leased governance change v1\0"
 _SCHEMA: Final = """
@@ -106,50 +102,33 @@ def seal(previous: bytes, document: bytes) -> bytes:
     return hashlib.sha256(_DOMAIN + previous + document).digest()
 
 
-class Register:
-    """The open database: one connection, whose calls are not made from two threads at once."""
+class Register(Database):
+    """The open database."""
+
+    busy_ms = 5_000
 
     def __init__(self, directory: Path) -> None:
         """Open, make what is missing. Raises StateError."""
-        path = directory / DATABASE
-        try:
-            make_private(path)
-            self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            ask = self.connection.execute
-            ask(f"PRAGMA busy_timeout = {BUSY_MS}")
-            ask("PRAGMA journal_mode = WAL")
-            ask("PRAGMA synchronous = FULL")
-            version = ask("PRAGMA user_version").fetchone()[0]
-            if version in _STEPS:
-                self._step(version)
-        except (OSError, sqlite3.Error) as error:
-            raise StateError(f"{path}: {error}; {remedy(error)}") from error
-        if version not in (*_STEPS, VERSION):
-            self.connection.close()
+        super().__init__(directory / DATABASE)
+
+    def _prepare(self, path: Path, *, read_only: bool) -> None:
+        version = self._version()
+        if version in _STEPS:
+            self._step(version)
+        elif version != VERSION:
             raise StateError(f"{path}: version {version}; this release has {VERSION}")
+
+    def _version(self) -> int:
+        version: int = self._ask("PRAGMA user_version").fetchone()[0]
+        return version
 
     def _step(self, version: int) -> None:
         """Make it a database of this release, unless another process was faster."""
         with self.transaction():
-            if self.connection.execute("PRAGMA user_version").fetchone()[0] == version:
+            if self._version() == version:
                 for statement in _STEPS[version].split(";"):
-                    self.connection.execute(statement)
-                self.connection.execute(f"PRAGMA user_version = {VERSION}")
-
-    def close(self) -> None:
-        """Idempotent."""
-        self.connection.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All of what is done inside, or nothing."""
-        self.connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self.connection.execute("ROLLBACK")
-            raise
-        self.connection.execute("COMMIT")
+                    self._ask(statement)
+                self._ask(f"PRAGMA user_version = {VERSION}")
 
     # -- what there is -----------------------------------------------------------------------------
 
@@ -181,7 +160,7 @@ class Register:
     def changes(self, *, before: int | None, count: int, tenant: str | None = None) -> list[Sealed]:
         """The last `count` changes, the newest first, below the sequence `before`."""
         found: list[Sealed] = []
-        rows = self.connection.execute(
+        rows = self._ask(
             "SELECT document, hash FROM changes WHERE sequence < ? ORDER BY sequence DESC",
             (before if before is not None else 2**62,),
         )
@@ -212,7 +191,7 @@ class Register:
         """Verify the chain of changes; how many there are. Raises ChainError naming the first that
         does not hold."""
         previous, count = bytes(32), 0
-        for sequence, document, digest in self.connection.execute(
+        for sequence, document, digest in self._ask(
             "SELECT sequence, CAST(document AS BLOB), CAST(hash AS BLOB) FROM changes"
             " ORDER BY sequence"
         ):
@@ -242,25 +221,25 @@ class Register:
         change = Change(count, id, wall_ns, actor, action, tenant, reason, document)
         encoded = _ENCODER.encode(change)
         digest = seal(previous, encoded)
-        self.connection.execute("INSERT INTO changes VALUES (?, ?, ?)", (count, encoded, digest))
+        self._ask("INSERT INTO changes VALUES (?, ?, ?)", (count, encoded, digest))
         return Sealed(change, digest)
 
     def put_quota(self, quota: Quota) -> None:
         """Set the base of a tenant."""
-        self.connection.execute(
+        self._ask(
             "INSERT OR REPLACE INTO quotas VALUES (?, ?)", (quota.tenant, _ENCODER.encode(quota))
         )
 
     def add_override(self, override: Override) -> None:
         """Keep an override."""
-        self.connection.execute(
+        self._ask(
             "INSERT INTO overrides (id, tenant, expires_ns, document) VALUES (?, ?, ?, ?)",
             (override.id, override.tenant, override.expires_ns, _ENCODER.encode(override)),
         )
 
     def add_schedule(self, schedule: Schedule) -> None:
         """Keep a schedule."""
-        self.connection.execute(
+        self._ask(
             "INSERT INTO schedules (id, tenant, document) VALUES (?, ?, ?)",
             (schedule.id, schedule.tenant, _ENCODER.encode(schedule)),
         )
@@ -268,14 +247,15 @@ class Register:
     def remove(self, table: str, id: str) -> bool:
         """Take an override or a schedule away; whether it was there."""
         assert table in ("overrides", "schedules")
-        return self.connection.execute(f"DELETE FROM {table} WHERE id = ?", (id,)).rowcount == 1
+        gone: int = self._ask(f"DELETE FROM {table} WHERE id = ?", (id,)).rowcount
+        return gone == 1
 
     def sweep(self, now_ns: int) -> None:
         """Forget overrides that ended more than a day ago, and replies that nobody will ask for."""
-        self.connection.execute(
+        self._ask(
             "DELETE FROM overrides WHERE expires_ns < ?", (now_ns - REPLIES_KEPT_NS,)
         )
-        self.connection.execute(
+        self._ask(
             "DELETE FROM replies WHERE kept_ns < ?", (now_ns - REPLIES_KEPT_NS,)
         )
 
@@ -295,7 +275,7 @@ class Register:
     def keep_reply(self, caller: str, key: str, reply: Reply, now_ns: int) -> None:
         """Remember an answer, in the transaction of what it answers."""
         headers = msgspec.json.encode(reply.headers)
-        self.connection.execute(
+        self._ask(
             "INSERT INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)",
             (caller, key, reply.request, reply.status, headers, reply.body, now_ns),
         )
@@ -309,10 +289,10 @@ class Register:
 
     def issue(self, policy: Issued, kept: int = 64) -> None:
         """Keep a policy, and the `kept` before it."""
-        self.connection.execute(
+        self._ask(
             "INSERT INTO policies VALUES (?, ?, ?, ?, ?, ?)", msgspec.structs.astuple(policy)
         )
-        self.connection.execute(
+        self._ask(
             "DELETE FROM policies WHERE generation NOT IN"
             " (SELECT generation FROM policies ORDER BY generation DESC LIMIT ?)",
             (kept + 1,),
@@ -348,4 +328,5 @@ class Register:
         return [decoder.decode(row[0]) for row in self._rows(text, *values)]
 
     def _rows(self, text: str, *values: object) -> list[tuple[Any, ...]]:
-        return self.connection.execute(text, values).fetchall()
+        rows: list[tuple[Any, ...]] = self._ask(text, values).fetchall()
+        return rows

@@ -11,15 +11,16 @@ Does not enforce: priorities do, on the nodes.
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Reach, cut, to_decimals
-from leased.collector.accounts.periods import duration
 from leased.collector.fleet import Fleet
 from leased.collector.planning.attainment import Ends, together
 from leased.collector.planning.capacity import list_cost
@@ -27,7 +28,8 @@ from leased.collector.planning.flow import DAYS_KEPT
 from leased.economics.pools import Pool
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.lease import Priority
-from leased.terms.moment import DAY_NS, HOUR_S
+from leased.terms.moment import DAY_NS, HOUR_NS, HOUR_S
+from leased.terms.reading import Keys, duration, fields, member, rate, table, text
 
 P99: Final = Fraction(99, 100)
 
@@ -100,7 +102,7 @@ def service_levels(
     accounts: Accounts, fleet: Fleet, period: str, tiers: tuple[Tier, ...] = TIERS
 ) -> ServiceLevels:
     """What was kept in the last `period`. Raises InvalidParameter, NoData."""
-    if duration(period) > DAYS_KEPT * DAY_NS:
+    if periods.duration(period) > DAYS_KEPT * DAY_NS:
         raise InvalidParameter("period", f"at most {DAYS_KEPT}d")
     window = accounts.last(period)
     hours = window.hours
@@ -171,3 +173,45 @@ def _objective(name: str, words: str, target: Fraction, good: int, total: int) -
 def _cut(share: Fraction) -> Decimal:
     """To six digits, never rounded up."""
     return cut(share, 6).normalize() + 0
+
+
+def _tiers(value: Any) -> tuple[Tier, ...]:
+    return tuple(
+        _tier(name, fields(table(one), KEYS, f"slo_tiers.{name}."))
+        for name, one in table(value).items()
+    )
+
+
+def _tier(name: str, found: dict[str, Any]) -> Tier:
+    if "priority" not in found:
+        raise ValueError(f"{name} needs a priority: guaranteed, standard or scavenger")
+    return Tier(name, **found)
+
+
+def _availability(value: Any) -> int:
+    match = re.fullmatch(r"(\d{1,3})(?:\.(\d{1,4}))?%", text(value), re.ASCII)
+    if match is None:
+        raise ValueError('a share in quotes, such as "99.99%"')
+    return int(match[1]) * 10_000 + int((match[2] or "").ljust(4, "0"))
+
+
+def _multiplier(value: Any) -> int:
+    match = re.fullmatch(r"(\d{1,3})(?:\.(\d{1,3}))?", text(value), re.ASCII)
+    if match is None:
+        raise ValueError('a factor in quotes, such as "1.5"')
+    return int(match[1]) * 1000 + int((match[2] or "").ljust(3, "0"))
+
+
+def _per_hour(value: Any) -> int:
+    count, per_ns = rate(value)
+    return count * HOUR_NS // per_ns
+
+
+KEYS: Final[Keys] = {
+    "priority": ("priority", lambda value: member(Priority, value)),
+    "latency_p99": ("latency_ns", duration),
+    "availability": ("availability_ppm", _availability),
+    "throughput_min": ("per_hour_min", _per_hour),
+    "estimated_cost_multiplier": ("multiplier_pm", _multiplier),
+}
+SECTION: Final = ("slo_tiers", _tiers)

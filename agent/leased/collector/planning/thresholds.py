@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
+from typing import Final
 
 import msgspec
 
@@ -25,6 +26,7 @@ from leased.collector.accounts.answers import Advice, CapacityAlert, cut
 from leased.terms.errors import ConfigError
 from leased.terms.moment import NS_PER_S
 from leased.terms.quantity import WHOLE_PM
+from leased.terms.reading import Keys, duration, integer, section, share
 
 
 class Thresholds(msgspec.Struct, frozen=True):
@@ -125,3 +127,17 @@ def _workers(loads: Mapping[str, Load], workers: int, mark_pm: int) -> int:
         Fraction(load.used * workers * WHOLE_PM, load.total * mark_pm) for load in loads.values()
     ]
     return max(-(-one.numerator // one.denominator) for one in each)
+
+
+KEYS: Final[Keys] = {
+    "cpu_warning": ("cpu_warning_pm", share),
+    "cpu_critical": ("cpu_critical_pm", share),
+    "memory_warning": ("memory_warning_pm", share),
+    "memory_critical": ("memory_critical_pm", share),
+    "queue_warning": ("queue_warning", integer),
+    "queue_critical": ("queue_critical", integer),
+    "scale_up": ("scale_up_pm", share),
+    "scale_down": ("scale_down_pm", share),
+    "cooldown": ("cooldown_ns", duration),
+}
+SECTION: Final = ("capacity", section(Thresholds, KEYS, "capacity."))
