@@ -55,6 +55,8 @@ static const char USAGE[] =
 	"  --realtime          run under SCHED_FIFO when permitted\n"
 	"  --detach            return when a detached reaper is ready (75: one was already "
 	"running)\n"
+	"  --check             say whether this one could take over in DIR (78: it could not), and "
+	"end\n"
 	"  --help, --version\n";
 
 static int usage(const char *why, const char *what)
@@ -112,6 +114,7 @@ static int parse_options(int argc, char **argv, struct options *options)
 		{ "horizon-s", required_argument, NULL, 'h' },
 		{ "realtime", no_argument, NULL, 'r' },
 		{ "detach", no_argument, NULL, 'f' },
+		{ "check", no_argument, NULL, 'c' },
 		{ "help", no_argument, NULL, '?' },
 		{ "version", no_argument, NULL, 'v' },
 		{ NULL, 0, NULL, 0 },
@@ -129,6 +132,7 @@ static int parse_options(int argc, char **argv, struct options *options)
 		case 'p': options->socket_path = optarg; break;
 		case 'r': options->realtime = true; break;
 		case 'f': options->detach = true; break;
+		case 'c': options->check = true; break;
 		case 'v': puts("leased-reaper " REAPER_RELEASE); return EX_OK;
 		case '?':
 			if (optopt != 0 || argv[optind - 1] == NULL ||
@@ -368,6 +372,12 @@ int main(int argc, char **argv)
 	if (status >= 0)
 		return status;
 	int rc = fill_standard();
+	if (rc == 0 && reaper.options.check) {
+		rc = read_boot_id(reaper.boot_id);
+		if (rc == 0)
+			rc = state_check(&reaper);
+		return rc == 0 ? EX_OK : explain(&reaper, rc);
+	}
 	if (rc == 0 && reaper.options.detach)
 		rc = detach(&ready);
 	if (rc == 0)

@@ -48,6 +48,7 @@ struct options {
 	uint64_t rearm_ns;
 	bool realtime;
 	bool detach;
+	bool check;
 };
 
 /* ---- the state file (state.c) ---- */
@@ -260,6 +261,7 @@ void say(enum level level, const char *format, ...) __attribute__((format(printf
 const char *hex_of(const uint8_t *id); /* static buffer */
 
 /* state.c */
+int state_check(struct reaper *r);
 int state_open(struct reaper *r);
 bool state_read(
 	struct reaper *r, uint32_t at, struct slot_identity *, struct slot_moving *, bool *corrupt);

@@ -123,38 +123,62 @@ static int lock(int fd)
 	return 0;
 }
 
+static int open_file(struct reaper *r, int flags)
+{
+	char path[512];
+	int length = snprintf(path, sizeof path, "%s/reaper.state", r->options.runtime_dir);
+	if (length < 0 || (size_t)length >= sizeof path)
+		return -ENAMETOOLONG;
+	r->state_fd = open(path, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+	return r->state_fd < 0 ? -errno : 0;
+}
+
+/* 0: there is nothing of this boot; 1: there is, and we read it; -EPROTO: we do not. */
+static int read_header(const struct reaper *r, struct state_header *header)
+{
+	ssize_t got = pread(r->state_fd, header, sizeof *header, 0);
+	if (got != (ssize_t)sizeof *header || header->magic != STATE_MAGIC ||
+		header->crc != header_crc(header) ||
+		memcmp(header->boot_id, r->boot_id, sizeof header->boot_id) != 0)
+		return 0;
+	if (header->version != STATE_VERSION || header->slot_bytes != sizeof(struct slot_record))
+		return -EPROTO;
+	return 1;
+}
+
+/* Whether state_open would take what is there, asked while another reaper has it. */
+int state_check(struct reaper *r)
+{
+	struct state_header header;
+	int rc = open_file(r, O_RDONLY);
+	if (rc == 0)
+		rc = read_header(r, &header);
+	return rc == 1 || rc == -ENOENT ? 0 : rc;
+}
+
 /*
  * Open (or make) the state file, alone. -EBUSY: another reaper has it. -EPROTO: same boot, but a
  * format we do not read.
  */
 int state_open(struct reaper *r)
 {
-	char path[512];
-	int length = snprintf(path, sizeof path, "%s/reaper.state", r->options.runtime_dir);
-	if (length < 0 || (size_t)length >= sizeof path)
-		return -ENAMETOOLONG;
-	r->state_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (r->state_fd < 0)
-		return -errno;
-	int locked = lock(r->state_fd);
-	if (locked != 0)
-		return locked;
 	struct state_header header;
-	ssize_t got = pread(r->state_fd, &header, sizeof header, 0);
-	bool whole = got == (ssize_t)sizeof header && header.magic == STATE_MAGIC &&
-		     header.crc == header_crc(&header);
-	bool same_boot = whole && memcmp(header.boot_id, r->boot_id, sizeof header.boot_id) == 0;
-	if (!same_boot) {
-		int rc = map(r, r->options.slots);
+	int rc = open_file(r, O_RDWR | O_CREAT);
+	if (rc == 0)
+		rc = lock(r->state_fd);
+	if (rc == 0)
+		rc = read_header(r, &header);
+	if (rc < 0)
+		return rc;
+	if (rc == 0) {
+		rc = map(r, r->options.slots);
 		if (rc == 0)
 			begin_anew(r);
 		return rc;
 	}
-	if (header.version != STATE_VERSION || header.slot_bytes != sizeof(struct slot_record))
-		return -EPROTO;
 	/* The table never shrinks under leases that live in it. */
 	uint32_t slots = header.slots > r->options.slots ? header.slots : r->options.slots;
-	int rc = map(r, slots);
+	rc = map(r, slots);
 	if (rc == 0 && slots != header.slots) {
 		header.slots = slots;
 		header.crc = header_crc(&header);

@@ -179,14 +179,20 @@ async def test_another_boot_has_no_leases() -> None:
 
 
 async def test_a_state_file_of_another_version_is_refused_not_guessed_at() -> None:
+    """And whoever installs it can ask before the one that can read it is replaced: a reaper that
+    refuses cuts nobody."""
     with ReaperHost() as host:
-        host.kill()
+        words = (find_reaper(), "--check", "--runtime-dir", host.state_path.parent)
+        assert subprocess.run(words).returncode == 0
         with open(host.state_path, "r+b") as state:
             header = bytearray(state.read(STATE_HEADER_BYTES))
             struct.pack_into("<I", header, STATE_VERSION_AT, 999)
             _seal(header)
             state.seek(0)
             state.write(header)
+        assert subprocess.run(words).returncode == EX_CONFIG
+        assert host.process.poll() is None
+        host.kill()
         host.start(expect=EX_CONFIG)
         assert "another version" in host.log()
 

@@ -162,33 +162,46 @@ set -e
 for place in /usr/local /etc /var/lib /run /srv; do mount -t tmpfs none "$place"; done
 mkdir -p /srv/bin /srv/leased/bin /srv/leased/share/leased /srv/package/bin
 mkdir -p /run/systemd/system /etc/leased
-touch /srv/leased/share/leased/installed /srv/package/bin/leased-reaper
+touch /srv/leased/share/leased/installed
 program() { printf '#!/bin/sh\n%s\n' "$2" >"$1"; chmod 0755 "$1"; }
 program /srv/bin/systemctl 'echo "$@" >>/srv/asked'
-program /srv/leased/bin/python 'case $* in *pathlib*) echo /srv/package ;; esac'
-program /srv/leased/bin/leasectl :
+program /srv/package/bin/leased-reaper 'exit 78'
+program /srv/leased/bin/python \
+  "case \$* in *pathlib*) echo /srv/package ;; *json*) exec '$2' \"\$@\" ;; esac"
+program /srv/leased/bin/leasectl "echo '{\"leases\": [{\"runtime\": {\"state\": \"active\"}}]}'"
 main='from leased.service.daemon import main; exit(main())'
 program /srv/leased/bin/leased "[ \$1 = --version ] || exec '$2' -c '$main' \"\$@\""
-echo 'policy = { ttl_max_standard = "60d" }' >/etc/leased/leased.toml
+echo "policy = { ttl_max_standard = '$3' }" >/etc/leased/leased.toml
 PATH=/srv/bin:$PATH "$1" --no-apt --wheel none.whl --prefix /srv/leased || echo "status $?"
 cat /srv/asked
 """
 
 
 @pytest.mark.root
-def test_nothing_is_restarted_with_a_configuration_that_the_new_program_refuses(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("ttl", "why", "asked"),
+    [
+        ("60d", "policy.ttl_max_standard", ""),
+        ("6h", "leasectl drain", "is-active -q leased-reaper.service\n"),
+    ],
+)
+def test_nothing_is_restarted_that_the_new_program_could_not_go_on_with(
+    ttl: str, why: str, asked: str, tmp_path: Path
 ) -> None:
+    """Neither with a configuration that it refuses, nor with what a reaper wrote that it cannot
+    read, while anything is leased."""
+    words = [TOP / "packaging/install", sys.executable, ttl]
     done = subprocess.run(
-        ["unshare", "-m", "bash", "-c", UPGRADE, "-", TOP / "packaging/install", sys.executable],
+        ["unshare", "-m", "bash", "-c", UPGRADE, "-", *words],
         capture_output=True,
         text=True,
         env={"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(TOP / "agent")},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "policy.ttl_max_standard" in done.stderr
+    assert why in done.stderr
     assert "Nothing was restarted" in done.stderr
-    assert done.stdout.endswith("status 78\nenable leased.service\n"), "asked of systemd"
+    told = "enable leased.service\n" + asked
+    assert done.stdout.endswith(f"status 78\n{told}"), "asked of systemd"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
