@@ -305,6 +305,8 @@ def test_without_records_there_is_no_empty_bill() -> None:
             answer = server.ask("GET", path)
             assert answer.status == 503 and "retry-after" in answer.headers
         assert server.ask("GET", "/v1/nodes").json["nodes"] == []
+        documented = server.ask("GET", "/v1/openapi.json").json["paths"]
+        assert "503" in documented[f"{GOVERNANCE}/usage/{{tenant}}"]["get"]["responses"]
 
 
 def test_a_tenants_token_sees_its_own_bill_only(tmp_path: Path) -> None:

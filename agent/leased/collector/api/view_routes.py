@@ -37,7 +37,7 @@ def routes(views: Views) -> list[Route]:
             "What a tenant has of what it may have",
             UsageSeen,
             takes_path=forms.TenantPath,
-            problems=(404,),
+            problems=(404, 503),
         ),
         Route(
             "GET",
