@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from leased.chain.evidence import Bundle, collector_key, weigh
+from leased.chain.evidence import Bundle, Weighed, collector_key, weigh
 from leased.chain.note import parse_key
 from leased.chain.quorum import WitnessPolicy
 from leased.chain.verdict import BAD_PROOF, NEW_LOG
@@ -58,35 +58,22 @@ def register(verbs: Verbs) -> None:
     one.set_defaults(act=verify)
 
 
+class Judgement(msgspec.Struct, frozen=True):
+    """What a bundle comes to by the keys that its reader has."""
+
+    bundle: Bundle
+    found: Weighed
+    key_given: bool
+    collectors_given: bool
+    policy: WitnessPolicy | None
+    quorum: bool | None
+
+
 def verify(options: argparse.Namespace, console: Console) -> int:
     """Judge a bundle."""
-    try:
-        raw = read_file(options.bundle, most=BUNDLE_BYTES_MAX, pipe=True)
-    except OSError as error:
-        raise InvalidParameter("bundle", f"{options.bundle}: {error.strerror}") from error
-    try:
-        bundle = msgspec.json.decode(raw, type=Bundle)
-        encoded = msgspec.json.encode(msgspec.structs.replace(bundle, signature=""))
-    except UNREADABLE as error:
-        raise ChainError(BAD_PROOF, str(error), file=str(options.bundle)) from error
-    policy = None if options.policy is None else read_policy(options.policy)
-    logs = () if policy is None else policy.logs
-    # Of a node whose key was rotated a policy may have an earlier one, which leads to this.
-    named = next((log.text() for log in logs if log.name == bundle.origin), bundle.vkey)
-    node = parse_key(options.key or named)
-    if policy is not None and policy.logs and node not in policy.logs:
-        raise ChainError(NEW_LOG, f"the policy is of other logs than {node.text()}")
-    given = [parse_key(text) for text in options.collector]
-    given += policy.witnesses.values() if policy is not None else ()
-    collectors = [collector_key(key) for key in given]
-    try:
-        found = weigh(bundle, encoded, node, collectors)
-    except ValueError as error:  # hex or base64 that is none
-        raise ChainError(BAD_PROOF, str(error), file=str(options.bundle)) from error
-    quorum = None if policy is None else _quorum(policy, found.collectors)
-    sure = bool(options.key) or (policy is not None and bool(policy.logs))
-    doubt = "" if sure else "the node's key is the one that the bundle says: give --key"
+    judged = _judge(options, *_read(options.bundle))
     if options.json:
+        bundle = judged.bundle
         console.document(
             {
                 "verdict": bundle.verdict,
@@ -94,29 +81,72 @@ def verify(options: argparse.Namespace, console: Console) -> int:
                 "log_id": bundle.log_id,
                 "origin": bundle.origin,
                 "found_ns": bundle.found_ns,
-                "proven": found.proven,
-                "told": found.told,
-                "key_given": sure,
-                "quorum": quorum,
+                "proven": judged.found.proven,
+                "told": judged.found.told,
+                "key_given": judged.key_given,
+                "quorum": judged.quorum,
             }
         )
-        return 0
+    else:
+        _tell(judged, console)
+    return 0
+
+
+def _read(file: Path) -> tuple[Bundle, bytes]:
+    """A bundle, and what of it is signed."""
+    try:
+        raw = read_file(file, most=BUNDLE_BYTES_MAX, pipe=True)
+    except OSError as error:
+        raise InvalidParameter("bundle", f"{file}: {error.strerror}") from error
+    try:
+        bundle = msgspec.json.decode(raw, type=Bundle)
+        return bundle, msgspec.json.encode(msgspec.structs.replace(bundle, signature=""))
+    except UNREADABLE as error:
+        raise ChainError(BAD_PROOF, str(error), file=str(file)) from error
+
+
+def _judge(options: argparse.Namespace, bundle: Bundle, encoded: bytes) -> Judgement:
+    policy = None if options.policy is None else read_policy(options.policy)
+    logs = () if policy is None else policy.logs
+    # Of a node whose key was rotated a policy may have an earlier one, which leads to this.
+    named = next((log.text() for log in logs if log.name == bundle.origin), bundle.vkey)
+    node = parse_key(options.key or named)
+    if logs and node not in logs:
+        raise ChainError(NEW_LOG, f"the policy is of other logs than {node.text()}")
+    given = [parse_key(text) for text in options.collector]
+    given += policy.witnesses.values() if policy is not None else ()
+    try:
+        found = weigh(bundle, encoded, node, [collector_key(key) for key in given])
+    except ValueError as error:  # hex or base64 that is none
+        raise ChainError(BAD_PROOF, str(error), file=str(options.bundle)) from error
+    return Judgement(
+        bundle,
+        found,
+        key_given=bool(options.key or logs),
+        collectors_given=bool(given),
+        policy=policy,
+        quorum=None if policy is None else _quorum(policy, found.collectors),
+    )
+
+
+def _tell(judged: Judgement, console: Console) -> None:
+    bundle, policy = judged.bundle, judged.policy
     console.say(f"{bundle.name}: {bundle.verdict}, found {timestamp(bundle.found_ns)}")
+    found = judged.found
     for heading, lines in (("proven", found.proven), ("the collector's word", found.told)):
         console.say(f"{heading}:")
         for line in lines or ("nothing",):
             console.say(f"  {line}")
     if policy is not None:
-        much = "reached" if quorum else "not reached: this is the word of some of them"
+        much = "reached" if judged.quorum else "not reached: this is the word of some of them"
         console.say(f"quorum ({policy.told()}): {much}")
-    if doubt:
-        console.note(doubt)
-    if not given and (bundle.signature or bundle.cosigned is not None):
+    if not judged.key_given:
+        console.note("the node's key is the one that the bundle says: give --key")
+    if not judged.collectors_given and (bundle.signature or bundle.cosigned is not None):
         console.note(
             "what collectors have signed is judged by --collector, with what `leased-collector "
             "cosigner` prints there"
         )
-    return 0
 
 
 def _quorum(policy: WitnessPolicy, names: Sequence[str]) -> bool:

@@ -18,6 +18,7 @@ import msgspec
 
 from leased.chain.note import NoteKey, parse_checkpoint, parse_key
 from leased.chain.proof import Proof, check_proof
+from leased.chain.quorum import WitnessPolicy
 from leased.chain.verdict import BAD_PROOF
 from leased.client import Session
 from leased.ctl import receipts, render
@@ -139,8 +140,46 @@ async def _sequence(session: Session, text: str) -> int:
     return granted
 
 
+class Judgement(msgspec.Struct, frozen=True):
+    """What a proof comes to by the keys that its reader has."""
+
+    proof: Proof
+    size: int
+    signers: list[str]
+    policy: WitnessPolicy | None
+    quorum: tuple[str, ...] | None
+
+
 def check(options: argparse.Namespace, console: Console) -> int:
     """Judge a proof."""
+    judged = _judge(options)
+    proof, policy, quorum = judged.proof, judged.policy, judged.quorum
+    if options.json:
+        # What is signed ends in 8 digits of it: the others are known to whoever brought them along.
+        is_known = options.log_id is not None or options.receipt is not None
+        told: dict[str, object] = {
+            "verdict": "ok",
+            "log_id": proof.log_id if is_known else None,
+            "origin": proof.origin,
+            "sequence": proof.sequence,
+            "record_hash": proof.record_hash,
+            "size": judged.size,
+            "signed_by": judged.signers,
+        }
+        if policy is not None:
+            told |= {"quorum": policy.told(), "cosigned_by": quorum}
+        console.document(told)
+    else:
+        among = f"the first {judged.size} of {proof.origin}"
+        console.say(f"ok: record {proof.sequence} is among {among}")
+        pairs = [("record", proof.record_hash), ("signed by", ", ".join(judged.signers))]
+        if policy is not None and quorum is not None:
+            pairs.append(("quorum", f"{policy.told()}: {', '.join(quorum) or 'nobody'}"))
+        console.say(*render.fields(pairs))
+    return 0
+
+
+def _judge(options: argparse.Namespace) -> Judgement:
     proof = _read_proof(options.file)
     policy = None if options.policy is None else read_policy(options.policy)
     keys = [_key(text) for text in options.key]
@@ -157,38 +196,13 @@ def check(options: argparse.Namespace, console: Console) -> int:
         raise ChainError(BAD_PROOF, why, sequence=proof.sequence)
     quorum = None if policy is None else check_quorum(policy, proof)
     if options.record is not None and options.record.lower() != proof.record_hash:
-        raise ChainError(
-            BAD_PROOF,
-            f"it proves {proof.record_hash}, which is not the record that was asked about",
-            sequence=proof.sequence,
-        )
+        why = f"it proves {proof.record_hash}, which is not the record that was asked about"
+        raise ChainError(BAD_PROOF, why, sequence=proof.sequence)
     if options.receipt is not None:
-        receipts.match(
-            receipts.read_receipt(options.receipt), proof.log_id, proof.sequence, proof.record_hash
-        )
-    signers = ", ".join(line.name for line in note.signatures)
-    size = parse_checkpoint(note.text).size
-    # What is signed ends in 8 digits of it: the others are known to whoever brought them along.
-    is_known = options.log_id is not None or options.receipt is not None
-    told = {
-        "verdict": "ok",
-        "log_id": proof.log_id if is_known else None,
-        "origin": proof.origin,
-        "sequence": proof.sequence,
-        "record_hash": proof.record_hash,
-        "size": size,
-        "signed_by": [line.name for line in note.signatures],
-        **({} if policy is None else {"quorum": policy.told(), "cosigned_by": quorum}),
-    }
-    if options.json:
-        console.document(told)
-    else:
-        console.say(f"ok: record {proof.sequence} is among the first {size} of {proof.origin}")
-        pairs = [("record", proof.record_hash), ("signed by", signers)]
-        if policy is not None and quorum is not None:
-            pairs.append(("quorum", f"{policy.told()}: {', '.join(quorum) or 'nobody'}"))
-        console.say(*render.fields(pairs))
-    return 0
+        receipt = receipts.read_receipt(options.receipt)
+        receipts.match(receipt, proof.log_id, proof.sequence, proof.record_hash)
+    signers = [line.name for line in note.signatures]
+    return Judgement(proof, parse_checkpoint(note.text).size, signers, policy, quorum)
 
 
 def _read_proof(file: str) -> Proof:

@@ -347,6 +347,8 @@ class Lessor:
 
     def _reported(self, command: Command, moment: Moment) -> Proposal:
         draft = self._draft(moment)
+        if type(command) is commands.GrantFailed:
+            self.questions.remember_failed(command)
         (REPORTS.get(type(command)) or OBSERVATIONS[type(command)])(draft, command)
         return self._finish(draft, command)
 

@@ -90,6 +90,17 @@ class Questions:
         """A request was refused: its tenant may ask why for a while."""
         self._remember(acquire.command_id, acquire.caller.tenant, refusal)
 
+    def remember_failed(self, failed: commands.GrantFailed) -> None:
+        """What was granted could not be made ready."""
+        lease = self._table.leases.get(failed.lease_id)
+        if lease is not None:
+            self._remember(lease.command_id, lease.subject.tenant, failed.refusal)
+
+    def refused(self, acquire: Acquire) -> Refusal | None:
+        """What its tenant was told of this request, as far as that is remembered."""
+        tenant, refusal, _ = self._refused.get(acquire.command_id, (None, None, None))
+        return refusal if tenant == acquire.caller.tenant else None
+
     def recall(self, refused: Event, sequence: int) -> None:
         """A request was refused (or granted after all) before the agent started: what record
         `sequence` has of it. That is neither a rule nor an instant, and a unit only where the

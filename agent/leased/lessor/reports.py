@@ -50,17 +50,12 @@ def activate(draft: Draft, command: commands.Activate) -> None:
 
 
 def grant_failed(draft: Draft, command: commands.GrantFailed) -> None:
-    """Preparing or arming failed: the answer is the refusal that the caller is to get."""
+    """Preparing or arming failed."""
     lease = draft.table.find(command.lease_id)
     if lease is None:
         draft.answer(command.command_id, Missing(command.lease_id))
         return
-    draft.answer(
-        command.command_id,
-        Refusal(
-            RefusalReason.DEVICE_FAILED, command.step.name.lower(), usage=command.errno, requested=1
-        ),
-    )
+    draft.answer(command.command_id, command.refusal)
     draft.end(
         lease, Trigger.GRANT_FAILED, Facts(draft.now_ns, reason=RevocationReason.GRANT_FAILED)
     )

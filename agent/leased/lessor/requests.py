@@ -18,8 +18,9 @@ from leased.lessor.draft import Draft, Proposal
 from leased.lessor.granting import grant
 from leased.lessor.meaning import QUEUE, Verdict, kind_named
 from leased.lessor.questions import Questions
-from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, bar, key_of, level_of, rank_of
-from leased.lessor.repeated import asks_for_more, other_than_granted, other_than_waiting
+from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, bar, key_of, rank_of
+from leased.lessor.repeated import other_than_granted, other_than_waiting
+from leased.lessor.requeues import Requeues
 from leased.lessor.table import LeaseTable
 from leased.lessor.throttle import Throttle
 from leased.lessor.yielding import make_room, make_room_for
@@ -31,7 +32,9 @@ from leased.terms.policy import WhenOver
 from leased.terms.reply import Done, Granted, Refusal, RefusalReason
 
 JOURNAL_FULL = Refusal(RefusalReason.AUDIT_UNAVAILABLE, "journal", requested=1)
-_PUT_OUT = (RevocationReason.PRIORITY_PREEMPTION, RevocationReason.QUOTA_RECLAIM)
+_FAILED = Refusal(RefusalReason.DEVICE_FAILED, "prepare", requested=1)
+"""What is known of a grant that failed before the agent started."""
+
 LENDS_MAX = 8
 """Requests behind others that are looked at for what could be lent to them, each time."""
 
@@ -57,7 +60,7 @@ class Requests:
         "_queue",
         "_ranked_by",
         "_ranked_ns",
-        "_returned",
+        "_requeues",
         "_seen",
         "_table",
         "admitting",
@@ -75,7 +78,7 @@ class Requests:
         self._judges = 0
         self._lender = Lender(table, admission)
         self.throttle = Throttle(admission)
-        self._returned: dict[LeaseId, None] = {}
+        self._requeues = Requeues(table, queue)
         self._ranked_ns = 0
         self._ranked_by = admission.policies
         self._seen: tuple[int, int] | None = None
@@ -103,7 +106,7 @@ class Requests:
 
     def decide(self, draft: Draft, acquire: Acquire, slow_down: Refusal | None = None) -> None:
         """Grant, queue or refuse a new request; one that came too fast, for that alone."""
-        requeued = slow_down or (acquire.requeue_of is not None and self._requeued(acquire))
+        requeued = slow_down or (acquire.requeue_of is not None and self._requeues.judge(acquire))
         if isinstance(requeued, Refusal):
             self._refuse(draft, acquire, requeued)
             return
@@ -127,26 +130,6 @@ class Requests:
             if verdict.when_over is WhenOver.THROTTLE:
                 self.throttle.slow(acquire.caller.tenant, draft.now_ns)
             self._refuse(draft, acquire, verdict.refusal)
-
-    def _requeued(self, acquire: Acquire) -> bool | Refusal:
-        """Whether the request goes to the head of its level: its tenant lost that lease to another,
-        and asks for no more than it had, at no higher level, for the first time.
-        """
-        lease_id = acquire.requeue_of
-        assert lease_id is not None
-        lease = self._table.find(lease_id)
-        preempted = (
-            lease is not None
-            and lease.subject.tenant == acquire.caller.tenant
-            and lease.reason in _PUT_OUT
-            and self._table.level(lease) >= level_of(acquire)
-            and not asks_for_more(acquire, lease)
-        )
-        if preempted and lease_id not in self._returned and not any(
-            one.acquire.requeue_of == lease_id for one in self._queue
-        ):
-            return True
-        return Refusal(RefusalReason.NOT_PREEMPTED, "requeue_of", requested=1)
 
     def serve(self, draft: Draft, command_id: CommandId) -> None:
         """Look through the queue from its head: grant what fits, drop what never will.
@@ -222,11 +205,8 @@ class Requests:
         """Grant, and note whose other requests may be beyond a limit by that."""
         grant(draft, self._admission, acquire, offer, lease_id=lease_id)
         self._questions.forget(acquire.command_id)
-        if acquire.requeue_of is not None:  # once: what was taken is made good
-            gone = [one for one in self._returned if self._table.find(one) is None]
-            for one in (*gone, acquire.requeue_of):
-                self._returned.pop(one, None)
-            self._returned[acquire.requeue_of] = None
+        if acquire.requeue_of is not None:
+            self._requeues.make_good(acquire.requeue_of)
         if self._queue:
             self._move(draft.now_ns)
             self._queue.stale = True
@@ -349,7 +329,7 @@ class Requests:
         if other is not None:
             return answered(acquire, other)
         if lease.reason is RevocationReason.GRANT_FAILED:
-            return answered(acquire, Refusal(RefusalReason.DEVICE_FAILED, "prepare", requested=1))
+            return answered(acquire, self._questions.refused(acquire) or _FAILED)
         return answered(acquire, Granted(lease, lease.granted_sequence, attached=True))
 
     def _enqueue(

@@ -34,7 +34,6 @@ from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, LeaseState
 from leased.terms.reply import Granted, Refusal, RefusalReason, Reply
 from leased.terms.resource import ResourceKind, Shape, shape_of
-from leased.terms.teardown import TeardownStep
 
 BATCH_MAX = 64
 """Renewals per trip."""
@@ -202,7 +201,7 @@ class Grantor:
         ready: list[Ready] = []
         for lease, outcome in zip(leases, prepared, strict=True):
             if isinstance(outcome, DeviceError):
-                self._fail(lease, TeardownStep.PREPARE, outcome)
+                self._fail(lease, outcome)
             else:
                 self._keep(lease, outcome, ready)
         if ready:
@@ -215,7 +214,7 @@ class Grantor:
             pidfd = self._holders.pidfd_for(lease.pid)
         except OSError as error:  # out of descriptors
             self._custodian.keep(lease.lease_id, made.fds, made.cgroup, None, made.access)
-            self._fail(lease, TeardownStep.ARM, DeviceError("pidfd", error.errno or 0))
+            self._fail(lease, DeviceError("pidfd", error.errno or 0))
             return
         self._custodian.keep(lease.lease_id, made.fds, made.cgroup, pidfd, made.access)
         ready.append((Arming(lease, made.cgroup, made.fds, pidfd, made.objects), made))
@@ -229,7 +228,7 @@ class Grantor:
     def _activate(self, lease: Lease, made: Prepared, outcome: DeviceError | None) -> None:
         """The reaper has answered: the lease is its holder's, or is refused."""
         if isinstance(outcome, DeviceError):
-            self._fail(lease, TeardownStep.ARM, outcome)
+            self._fail(lease, outcome)
             return
         if lease.lease_id in self._overtaken:
             limit_ns = lease.deadline_ns
@@ -237,7 +236,7 @@ class Grantor:
             return
         error = self._watch_owners(lease, made)
         if error is not None:
-            self._fail(lease, TeardownStep.ARM, error)
+            self._fail(lease, error)
             return
         self._submit(Activate(NO_COMMAND, lease.lease_id, made.evidence))
         self._holders.bind(lease.lease_id, lease.pid)
@@ -261,11 +260,11 @@ class Grantor:
             return error
         return None
 
-    def _fail(self, lease: Lease, step: TeardownStep, error: DeviceError) -> None:
-        refusal = _refusal(error)
+    def _fail(self, lease: Lease, error: DeviceError) -> None:
+        refusal = refusal_of(error)
         if lease.lease_id not in self._overtaken:
             self._failed[lease.lease_id] = refusal
-        self._submit(GrantFailed(NO_COMMAND, lease.lease_id, step, error.errno))
+        self._submit(GrantFailed(NO_COMMAND, lease.lease_id, refusal))
         self._refuse(lease, refusal)
 
     def _refuse(self, lease: Lease, refusal: Refusal) -> None:
@@ -302,7 +301,7 @@ class Grantor:
     def _doubt(self, batch: list[Held], error: DeviceError) -> None:
         """Nobody knows whether the reaper moved the deadlines: the caller must not count on it."""
         for held in batch:
-            _let_go(held, Refusal(RefusalReason.DEVICE_FAILED, what=error.verb, usage=error.errno))
+            _let_go(held, refusal_of(error))
 
     async def _run_late(self) -> None:
         """Let the table know of the cuts that renewals came too late for."""
@@ -323,7 +322,8 @@ def _moves(batch: Sequence[Held]) -> list[tuple[LeaseId, int, int]]:
     return moves
 
 
-def _refusal(error: DeviceError) -> Refusal:
+def refusal_of(error: DeviceError) -> Refusal:
+    """What whoever asked is told of it."""
     if isinstance(error, Shortage):
         numbers = (error.resource_id, error.limit, error.usage, error.requested, error.again_ns)
         return Refusal(RefusalReason.NO_CAPACITY, *numbers)

@@ -16,6 +16,7 @@ from leased.terms.event import KeyChange
 from leased.terms.identity import CommandId, LeaseId, TenantId
 from leased.terms.lease import AccountingTag, Level, Priority, RevocationReason, Trust
 from leased.terms.policy import Calendar, Policy, Price
+from leased.terms.reply import Refusal
 from leased.terms.resource import Ask, Health, Inventory
 from leased.terms.teardown import CutReport, ProofReport, ScrubReport, TeardownStep, Utilization
 
@@ -172,12 +173,11 @@ class Activate(Command, frozen=True):
 
 
 class GrantFailed(Command, frozen=True):
-    """Preparing or arming failed after the grant was sealed; the lease must be torn down and the
-    caller told."""
+    """Preparing or arming failed after the grant was sealed; the lease must be torn down. `refusal`
+    is what the caller is told."""
 
     lease_id: LeaseId
-    step: TeardownStep
-    errno: int
+    refusal: Refusal
 
 
 class NoteAdoption(Command, frozen=True):

@@ -39,6 +39,7 @@ from leased.terms.policy import (
     TenantLimits,
     WhenOver,
 )
+from leased.terms.reply import Refusal, RefusalReason
 from leased.terms.resource import Ask, Health, Inventory, ResourceKind
 from leased.terms.teardown import CutReport, ProofReport, ScrubReport, TeardownStep
 from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, Numbers, ask_mem, cores, mem
@@ -243,7 +244,7 @@ def draw(rng: random.Random, desk: Desk) -> Command:
     seldom: list[Command] = [
         commands.Release(command_id, caller, lease_id),
         commands.CancelWait(command_id, acquire.command_id),
-        commands.GrantFailed(command_id, lease_id, TeardownStep.ARM, 5),
+        commands.GrantFailed(command_id, lease_id, Refusal(RefusalReason.BUSY, "")),
         commands.HolderGone(command_id, lease_id),
         commands.Revoke(command_id, caller, lease_id, grace_ns=rng.choice((0, 3 * NS_PER_S))),
         commands.Drain(command_id, caller, resource_id, rng.choice((None, 0, NS_PER_S))),

@@ -114,8 +114,12 @@ async def test_what_is_not_there_is_refused_in_its_numbers(
     async with Host().standing() as host, host.agent() as agent:
         fault = Fault(Shortage(*numbers))
         host.devices.fault = lambda verb, lease: fault if verb == "prepare" else None
-        reply = await agent.ask(host.acquire(PAGES))
+        request = host.acquire(PAGES)
+        reply = await agent.ask(request)
         assert reply == Refusal(RefusalReason.NO_CAPACITY, *numbers)
+        while "Reclaimed" not in host.sealed():
+            await trio.sleep(1)
+        assert await agent.ask(request) == reply, "whoever asks again is told the same"
 
 
 async def test_a_retry_that_is_being_sealed_when_the_grant_fails_is_refused_with_it(

@@ -71,24 +71,16 @@ def test_a_failed_grant_is_torn_down_and_told() -> None:
     acquire = desk.acquire()
     reply = desk.say(acquire)
     assert isinstance(reply, Granted)
-    proposal = desk.propose(
-        commands.GrantFailed(desk.command_id(), reply.lease.lease_id, TeardownStep.PREPARE, 12)
-    )
-    [(_, refusal)] = proposal.answers
-    assert isinstance(refusal, Refusal)
-    assert (refusal.reason, refusal.what, refusal.usage) == (
-        RefusalReason.DEVICE_FAILED,
-        "prepare",
-        12,
-    )
+    short = Refusal(RefusalReason.NO_CAPACITY, "mem:node0:4096", 8, 4, 6)
+    proposal = desk.propose(commands.GrantFailed(desk.command_id(), reply.lease.lease_id, short))
+    assert [answer for _, answer in proposal.answers] == [short]
     assert [type(event) for event in proposal.events] == [events.Revoked, events.TeardownBegun]
     lease = desk.at(reply.lease)
     assert proposal.effects == (Teardown(lease),)
     assert (lease.ended, lease.reason) == (Ending.REVOKED, RevocationReason.GRANT_FAILED)
     late = desk.say(commands.Activate(desk.command_id(), lease.lease_id, EVIDENCE))
     assert isinstance(late, Refusal), "the grantor must not answer the caller with a lease"
-    again = desk.say(acquire)
-    assert isinstance(again, Refusal) and again.reason is RefusalReason.DEVICE_FAILED
+    assert desk.say(acquire) == short, "the same request is told the same"
 
 
 def test_an_activation_after_the_deadline_grants_nothing() -> None:
@@ -107,7 +99,7 @@ def test_a_report_about_no_lease_says_so(kind: str) -> None:
     nobody = b"\x00" * 16
     report: dict[str, commands.Command] = {
         "activate": commands.Activate(desk.command_id(), nobody, EVIDENCE),
-        "failed": commands.GrantFailed(desk.command_id(), nobody, TeardownStep.ARM, 1),
+        "failed": commands.GrantFailed(desk.command_id(), nobody, Refusal(RefusalReason.BUSY, "")),
         "gone": commands.HolderGone(desk.command_id(), nobody),
         "cut": commands.TeardownFailed(
             desk.command_id(),

@@ -26,6 +26,7 @@ from leased.service.api.questions import Questions, portray_holder
 from leased.service.api.streams import Streams
 from leased.service.detachment import Detachment
 from leased.service.evidence import NO_COMMAND
+from leased.service.grantor import refusal_of
 from leased.service.peering import Peering
 from leased.service.policy.calls import PolicyCalls
 from leased.service.sequencer import Sequencer
@@ -36,7 +37,6 @@ from leased.terms.lease import Lease
 from leased.terms.moment import Moment
 from leased.terms.reply import Changed, Done, Granted, Refusal, Reply
 from leased.terms.resource import ResourceKind
-from leased.terms.teardown import TeardownStep
 from leased.wire import parameters, replies
 from leased.wire.answers import encode_error, encode_reply
 from leased.wire.calls import to_command
@@ -237,8 +237,8 @@ class Dispatcher:
             handed = self._handover.descriptors(granted.lease)
         except DeviceError as error:
             if not granted.attached:  # nobody has it, and nobody was told of it
-                lease_id, step = granted.lease.lease_id, TeardownStep.PREPARE
-                self._sequencer.submit_own(GrantFailed(NO_COMMAND, lease_id, step, error.errno))
+                failed = GrantFailed(NO_COMMAND, granted.lease.lease_id, refusal_of(error))
+                self._sequencer.submit_own(failed)
             connection.answer(call, encode_error(error))
             return
         answer = encode_reply(
