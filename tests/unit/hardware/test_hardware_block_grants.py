@@ -23,11 +23,11 @@ from leased.hardware.block.drives import Drive, Layout
 from leased.hardware.block.mapping import KEPT_MAX, refuse_hoarder
 from leased.hardware.block.names import mapping_uuid, name_of
 from leased.hardware.block.namespaces import Namespace
-from leased.hardware.block.survey import ERASED, WAS_AWAY
+from leased.hardware.block.survey import ERASED, UNMAPPED, WAS_AWAY
 from leased.hardware.block.users import Use
 from leased.hardware.config import HardwareConfig
 from leased.terms.errors import DeviceError
-from leased.terms.lease import Lease, RevocationReason
+from leased.terms.lease import Lease, LeaseState, RevocationReason
 from leased.terms.resource import Allotment, Health, ResourceKind
 from tests.doubles.leases import lease as make_lease
 from tests.doubles.nvme_trees import seen
@@ -432,18 +432,42 @@ async def test_what_was_away_for_a_moment_is_not_what_its_lease_has() -> None:
     """Its mapping answered EIO, and the lease went on to its deadline."""
     crew, lease = Crew(), make_lease(ONE, OTHER)
     one, other = seen(identity=FIRST), seen(identity=SECOND, number=(259, 9))
-    uuids = [mapping_uuid(lease.lease_id, number) for number in (0, 1)]
+    uuids = tuple(mapping_uuid(lease.lease_id, number) for number in (0, 1))
     uses = (Use(one.number, "leased", uuids[0]),)
-    crew.seen = calls.Seen((one, other), (*uses, Use(other.number, "leased", uuids[1])))
+    crew.seen = calls.Seen((one, other), (*uses, Use(other.number, "leased", uuids[1])), uuids)
     backend = BlockBackend(crew, UNUSED)  # type: ignore[arg-type]
     await backend.prepare(lease, [ONE, OTHER], "", ())
     assert len((await backend.survey()).resources) == 2
-    crew.seen = calls.Seen((one, other), uses, lost=(uuids[1],))
+    crew.seen = calls.Seen((one, other), uses, uuids, lost=(uuids[1],))
     found = await backend.survey()
     assert [it.resource_id for it in found.resources] == [ONE.resource_id]
     assert WAS_AWAY in found.notes[0]
-    crew.seen = calls.Seen((one, other), ())  # cut
+    crew.seen = calls.Seen((one, other), (), uuids)  # cut
     assert len((await backend.survey()).resources) == 2
+
+
+async def test_a_mapping_that_somebody_removes_ends_its_lease() -> None:
+    """`dmsetup remove` by an operator: whoever had it had nothing, until the deadline."""
+    for adopted in (False, True):
+        crew, lease = Crew(), make_lease(ONE, OTHER)
+        one, other = seen(identity=FIRST), seen(identity=SECOND, number=(259, 9))
+        uuids = tuple(mapping_uuid(lease.lease_id, number) for number in (0, 1))
+        uses = tuple(
+            Use(it.number, "leased", uuid) for it, uuid in zip((one, other), uuids, strict=True)
+        )
+        crew.seen = calls.Seen((one, other), uses, uuids)
+        backend = BlockBackend(crew, UNUSED)  # type: ignore[arg-type]
+        if adopted:
+            await backend.adopt([msgspec.structs.replace(lease, state=LeaseState.ACTIVE)])
+        else:
+            await backend.prepare(lease, [ONE, OTHER], "", ())
+        assert len((await backend.survey()).resources) == 2
+        crew.seen = calls.Seen((one, other), uses[:1], uuids[:1])
+        found = await backend.survey()
+        assert [it.resource_id for it in found.resources] == [ONE.resource_id]
+        assert UNMAPPED in found.notes[0]
+        await backend.scrub(lease, [ONE, OTHER])
+        assert len((await backend.survey()).resources) == 2, "its end makes it clean"
 
 
 async def test_somebody_else_who_has_it_keeps_it_out_for_only_as_long() -> None:

@@ -23,7 +23,7 @@ from leased.hardware.block.namespaces import (
     list_namespaces,
 )
 from leased.hardware.block.survey import candidates, survey, why_silent
-from leased.hardware.block.users import Use, find_lost, find_uses
+from leased.hardware.block.users import Use, find_ours, find_uses
 from leased.terms.errors import DeviceError
 from leased.terms.resource import Evidence, Health, Resource
 from tests.doubles import nvme_trees
@@ -242,7 +242,8 @@ def test_a_mapping_whose_device_has_gone_is_lost(tmp_path: Path) -> None:
     for name, lower in (("dm-1", "nvme0n1"), ("dm-2", "nvme0n2"), ("dm-4", "nvme0n2")):
         (tmp_path / f"sys/block/{name}/slaves").mkdir()
         (tmp_path / f"sys/block/{name}/slaves/{lower}").symlink_to(f"../../{lower}")
-    assert find_lost(tmp_path) == (uuids["dm-2"],)
+    ours = (uuids["dm-1"], uuids["dm-2"], uuids["dm-3"])
+    assert find_ours(tmp_path) == (ours, (uuids["dm-2"],))
 
 
 def test_who_mounts_without_end_keeps_nobody_from_looking(tmp_path: Path) -> None:

@@ -167,6 +167,14 @@ def test_a_drive_that_is_pulled_between_grant_and_join(
     eventually("it is offered", lambda: f"block:{B1}" in drives.offered(), SOON_S)
 
 
+def test_a_mapping_that_an_operator_removes_ends_its_lease(connection: Connection) -> None:
+    lease_id = lease(connection, *ask(B1))
+    host.run("dmsetup", "remove", f"lease-{lease_id}-0")
+    look()
+    ended_by_its_device(lease_id)
+    eventually("it is offered", lambda: f"block:{B1}" in drives.offered(), SOON_S)
+
+
 @pytest.mark.parametrize("action", ["add", "change"])
 def test_who_has_a_namespace_finds_it_after_any_event_of_udev(action: str) -> None:
     """An upgrade of udev's asks for all of them anew."""
@@ -261,11 +269,14 @@ def test_a_core_that_is_taken_from_the_slice_is_nobodys(
 
 
 def test_a_node_that_is_taken_from_the_slice_has_no_budgets(connection: Connection) -> None:
+    budget = {**memory(MIB, node=1), "shape": "budget"}
+    lease_id = lease(connection, budget)
     with slice_with("AllowedMemoryNodes=0 2"):
         with pytest.raises(Failed) as refused:
-            lease(connection, {**memory(MIB, node=1), "shape": "budget"})
+            lease(connection, budget)
         assert refused.value.parameters["what"] == "cgroup_confine"
         look()
+        ended_by_its_device(lease_id)
         eventually("it is not offered", lambda: BUDGET not in listed())
     look()
     host.offered(BUDGET)

@@ -9,6 +9,8 @@ Does not ask.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from leased.hardware.block import calls
 from leased.hardware.block.config import BlockConfig, Offer
 from leased.hardware.block.drives import Erase
@@ -19,8 +21,19 @@ from leased.hardware.block.names import (
     mapping_uuid,
     number_of,
 )
-from leased.terms.lease import Lease
-from leased.terms.resource import Allotment
+from leased.terms.lease import Lease, LeaseState
+from leased.terms.resource import Allotment, ResourceKind
+
+
+def mappings_of(leases: Iterable[Lease]) -> dict[str, str]:
+    """By which mapping each namespace of theirs is had, where none has begun to end."""
+    return {
+        identity_in(one.resource_id): mapping_uuid(lease.lease_id, number_of(lease, one))
+        for lease in leases
+        if lease.state in (LeaseState.ACTIVE, LeaseState.DRAINING)
+        for one in lease.subject.allotments
+        if one.kind is ResourceKind.BLOCK
+    }
 
 
 def ask_ready(config: BlockConfig, lease: Lease, allotment: Allotment) -> calls.Ready:

@@ -26,7 +26,7 @@ import trio
 
 from leased.hardware.backend import Readied, Verdict, Wiped
 from leased.hardware.block import calls
-from leased.hardware.block.asking import ask_clean, ask_prove, ask_ready
+from leased.hardware.block.asking import ask_clean, ask_prove, ask_ready, mappings_of
 from leased.hardware.block.bounds import erase_extra_ns
 from leased.hardware.block.calls import Examined
 from leased.hardware.block.config import Offer
@@ -42,7 +42,7 @@ from leased.hardware.block.names import (
     number_of,
 )
 from leased.hardware.block.namespaces import Namespace
-from leased.hardware.block.survey import ERASED, candidates, survey, why_silent
+from leased.hardware.block.survey import ERASED, absent, candidates, survey, why_silent
 from leased.hardware.block.wanted import Wanted
 from leased.hardware.calls import Surveyed
 from leased.hardware.config import HardwareConfig
@@ -54,7 +54,7 @@ from leased.ports import Access, Holder, ObjectKind, Revocable
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, RevocationReason
-from leased.terms.resource import Absence, Allotment, Resource, ResourceKind
+from leased.terms.resource import Allotment, Resource, ResourceKind
 from leased.terms.teardown import StepReport, TeardownStep
 
 ACCESS_NAME: Final = "LEASE_BLOCK_"
@@ -78,6 +78,7 @@ class BlockBackend:
         self._known: dict[tuple[str, int, str], Examined] = {}
         self._outcomes: dict[tuple[LeaseId, str], calls.Cleaned] = {}
         self._marked: dict[str, LeaseId] = {}
+        self._mapped: dict[str, str] = {}  # by which mapping it is had, until its end has begun
         self._own: set[LeaseId] = set()
         self._swept = True
         self._erased: set[str] = set()
@@ -100,17 +101,19 @@ class BlockBackend:
     async def survey(self) -> Surveyed:
         """Which namespaces may be leased, and why the others may not."""
         if self._config.offer is Offer.NONE:
-            return _absent('not offered: [hardware.block] offer = "none"')
+            return absent('not offered: [hardware.block] offer = "none"')
         try:
+            mapped = set(self._mapped.items())
             seen, troubles = await self._look()
-            offered, notes = candidates(seen, self._config, self._marked)
+            mapped &= self._mapped.items()
+            offered, notes = candidates(seen, self._config, self._marked, mapped)
             self._desk.learn(seen.namespaces)
             leased = {use.number for use in seen.uses if use.uuid}
             examined = await self._examine(offered, leased)
         except DeviceError as error:
             # A survey that failed is not an empty host.
             failed = f"no namespace: {error}"
-            return self._remembered.stand_in(failed) or _absent(failed)
+            return self._remembered.stand_in(failed) or absent(failed)
         finally:
             self._crew.dismiss(SURVEYOR)
         told = (*notes, *troubles, *await self._sweep())
@@ -202,7 +205,7 @@ class BlockBackend:
                 if error.verb not in (calls.NOT_BEGUN, "worker_answer"):
                     self._marked[identity] = lease.lease_id
                 raise
-            self._marked[identity] = lease.lease_id
+            self._marked[identity], self._mapped[identity] = lease.lease_id, asked.uuid
         if asked.raw:
             self._erased.discard(identity)  # whatever becomes of its end: it may be broken off
         return made
@@ -226,6 +229,7 @@ class BlockBackend:
     async def abandon(self, lease: Lease, allotments: Sequence[Allotment]) -> None:
         """Take back mappings that nobody ever had."""
         for allotment in reversed(allotments):
+            self._mapped.pop(identity_in(allotment.resource_id), None)
             of, number = lease.lease_id, number_of(lease, allotment)
             asked = calls.Undo(mapping_uuid(of, number), mapping_name(of, number))
             try:
@@ -243,6 +247,7 @@ class BlockBackend:
         done: list[calls.Cleaned] = []
 
         async def one(allotment: Allotment) -> None:
+            self._mapped.pop(identity_in(allotment.resource_id), None)
             if self._is_untouched(lease, allotment):
                 await self.abandon(lease, [allotment])
                 return
@@ -280,8 +285,7 @@ class BlockBackend:
                 self._crew.dismiss(alone)
 
     def _erase_extra_ns(self, asked: calls.Clean) -> int:
-        longest_ns = erase_extra_ns(self._hardware, asked.size_bytes, raw=asked.raw)
-        return asked.settle_ns + longest_ns
+        return asked.settle_ns + erase_extra_ns(self._hardware, asked.size_bytes, raw=asked.raw)
 
     async def _clear(self, lease: Lease, allotment: Allotment, ready: calls.Ready) -> None:
         """Erase what nobody has proven erased, as far as this log tells, before somebody has the
@@ -361,6 +365,7 @@ class BlockBackend:
         """Their mappings go on; every other one of ours is ended."""
         self.recall(leases := tuple(leases))
         self._own |= {lease.lease_id for lease in leases}
+        self._mapped |= mappings_of(leases)
         self._swept = self._config.offer is Offer.NONE and not self._marked
         await self._sweep()
 
@@ -393,7 +398,3 @@ class BlockBackend:
                 left.append(f"{name_of(uuid)} is no lease's and was not ended ({error})")
         self._swept = not left
         return left
-
-
-def _absent(why: str) -> Surveyed:
-    return Surveyed((), (Absence(ResourceKind.BLOCK, why),), ())

@@ -29,11 +29,12 @@ class Look(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Seen(msgspec.Struct, frozen=True, array_like=True):
-    """Every namespace of the host, and every use of one. `lost` are mappings of ours whose device
-    has gone."""
+    """Every namespace of the host, and every use of one. `mapped` are our mappings, cut or not,
+    `lost` those of them whose device has gone."""
 
     namespaces: tuple[Namespace, ...]
     uses: tuple[Use, ...]
+    mapped: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
 
 

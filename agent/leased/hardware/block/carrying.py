@@ -13,7 +13,7 @@ from leased.hardware import openers
 from leased.hardware.block import arranging, calls, erasing, examining, mapping, proof, verbs
 from leased.hardware.block.names import PREFIX
 from leased.hardware.block.namespaces import list_namespaces
-from leased.hardware.block.users import find_lost, find_uses
+from leased.hardware.block.users import find_ours, find_uses
 from leased.hardware.instant import now_ns
 from leased.hardware.openers import Sought
 
@@ -22,7 +22,7 @@ def look(_: calls.Look) -> calls.Seen:
     """What sysfs and /proc tell; no drive is asked."""
     namespaces = list_namespaces()
     numbers = [number for one in namespaces for number in one.numbers]
-    return calls.Seen(namespaces, find_uses(numbers) if numbers else (), find_lost())
+    return calls.Seen(namespaces, find_uses(numbers) if numbers else (), *find_ours())
 
 
 def stand_ready(_: calls.Nothing) -> calls.Nothing:

@@ -34,6 +34,7 @@ log does not know so is erased before anybody has it as it is."""
 
 LBA_BYTES = (512, 4096)
 WAS_AWAY = "its drive was away while it was leased, and its lease ends by that"
+UNMAPPED = "somebody removed its lease's mapping, and the lease ends by that"
 _NAME_IT = "not offered: name it in hardware.block.namespaces"
 CACHED_LIMIT = (
     "what the holder has read stays readable in its own memory after the cut, until it ends"
@@ -42,11 +43,16 @@ ERASE_LIMIT = "erasing was never measured on a drive of this model"
 
 
 def candidates(
-    seen: Seen, config: BlockConfig, leases: Mapping[str, LeaseId]
+    seen: Seen,
+    config: BlockConfig,
+    leases: Mapping[str, LeaseId],
+    mappings: Iterable[tuple[str, str]] = (),
 ) -> tuple[dict[str, Namespace], tuple[str, ...]]:
     """What may be offered as far as sysfs and the policy go, by identity; and why not the rest.
-    `leases`: who had it last. What was away and is back is not what its lease has."""
+    `leases`: who had it last; `mappings`: by which mapping a lease has it now. What was away and is
+    back is not what its lease has."""
     losers = {lease_in(uuid) for uuid in seen.lost}
+    unmapped = {identity for identity, uuid in mappings if uuid not in seen.mapped}
     counts: dict[str, int] = {}
     for one in seen.namespaces:
         counts[one.identity] = counts.get(one.identity, 0) + 1
@@ -60,11 +66,18 @@ def candidates(
         why = "" if ours else why_not(one, used, counts[one.identity], config)
         if leases.get(one.identity) in losers - ours:
             why = WAS_AWAY
+        elif one.identity in unmapped:
+            why = UNMAPPED
         if why:
             notes.append(describe(one, why))
         else:
             offered[one.identity] = one
     return offered, tuple(notes)
+
+
+def absent(why: str) -> Surveyed:
+    """No namespace at all."""
+    return Surveyed((), (Absence(ResourceKind.BLOCK, why),), ())
 
 
 def why_not(one: Namespace, uses: Iterable[str], alike: int, config: BlockConfig) -> str:

@@ -58,18 +58,19 @@ def find_uses(
     return tuple(dict.fromkeys(uses))
 
 
-def find_lost(root: Path = Path("/")) -> tuple[str, ...]:
-    """Our mappings, by uuid, whose device has gone, though one of the same identity may be there: a
-    drive that was away for a moment."""
-    found = []
+def find_ours(root: Path = Path("/")) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Our mappings, by uuid; and those of them whose device has gone, though one of the same
+    identity may be there: a drive that was away for a moment."""
+    ours, lost = list[str](), list[str]()
     for name in list_names(root / "sys/block"):
         uuid = read_text(root / "sys/block" / name / "dm/uuid") or ""
         below = root / "sys/block" / name / "slaves"
-        if lease_in(uuid) is not None and not all(
-            (below / lower).exists() for lower in list_names(below)
-        ):
-            found.append(uuid)
-    return tuple(found)
+        if lease_in(uuid) is None:
+            continue
+        ours.append(uuid)
+        if not all((below / lower).exists() for lower in list_names(below)):
+            lost.append(uuid)
+    return tuple(ours), tuple(lost)
 
 
 # ---- mounts ------------------------------------------------------------------------------------
