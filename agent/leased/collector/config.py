@@ -10,8 +10,9 @@ Does not open files but the configuration itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -22,6 +23,7 @@ from leased.terms.errors import ChainError, ConfigError
 from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_MS, NS_PER_S
 from leased.terms.reading import (
     Keys,
+    Read,
     duration,
     fields,
     integer,
@@ -33,6 +35,7 @@ from leased.terms.reading import (
     text,
 )
 
+T = TypeVar("T")
 CONFIG: Final = Path("/etc/leased/leased-collector.toml")
 OTHER_SECTIONS: Final = (
     "http",
@@ -84,6 +87,31 @@ class PullConfig(msgspec.Struct, frozen=True):
     nodes: tuple[NodeConfig, ...] = ()
     own_log: dict[str, Any] = msgspec.field(default_factory=OWN_LOG.copy)
     """`[own_log]`, as `own_door` reads it."""
+
+
+def read_config(path: Path | None) -> dict[str, Any]:
+    """The configuration in `path`; without one that of /etc, if there is any. Raises
+    ConfigError."""
+    path = path or CONFIG
+    try:
+        return read_toml(read_text(path))
+    except FileNotFoundError:
+        if path != CONFIG:
+            raise ConfigError(f"{path}: there is no such file") from None
+        return {}
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def read_section(
+    path: Path | None, name: str, section: tuple[str, Read], check: Callable[[T], T]
+) -> T:
+    """One section of it, its defaults where it is not there. Raises ConfigError."""
+    found = read_config(path)
+    try:
+        return check(fields({name: found.get(name, {})}, {name: section}, "")[name])
+    except ConfigError as error:
+        raise ConfigError(f"{path or CONFIG}: {error}") from error
 
 
 def load(path: Path) -> PullConfig:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -45,6 +45,7 @@ from leased.collector.metering.rollup import Stretch
 from leased.collector.metering.sources import Quiet
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
+from leased.collector.reconcile import Verdict
 from leased.collector.retention_rule import FOREVER, Rule, load_rule
 from leased.collector.retention_waits import asked_for, back, known_ns, usage_begin, waits
 from leased.durable.files import make_durably
@@ -55,8 +56,6 @@ from leased.terms.quantity import print_instant
 T = TypeVar("T")
 Do = Callable[[Callable[[], Any]], Any]
 """Has a short piece of work done by whoever has the archive, and waits for it."""
-
-SOUND: Final = ("OK", "BEHIND", "STALE")
 
 
 def at_once(work: Callable[[], T]) -> T:
@@ -123,7 +122,7 @@ def plan(state: Path, rule: Rule, terms: Terms, now_ns: int) -> Plan:
 
 
 def _held(entry: LogEntry) -> str:
-    if entry.verdict not in SOUND:
+    if Verdict(entry.verdict).sticky:
         return f"{entry.verdict} since {print_instant(entry.since_ns)}: its records are evidence"
     if not entry.cosigned_size:
         return "nothing of it was cosigned yet"

@@ -11,10 +11,9 @@ from typing import Final
 
 import msgspec
 
-from leased.collector.config import CONFIG
-from leased.durable.reading import read_text
+from leased.collector.config import read_section
 from leased.terms.errors import ConfigError
-from leased.terms.reading import fields, read_toml, section
+from leased.terms.reading import section
 
 MONTHS_MAX: Final = 1200
 FOREVER: Final = "forever"
@@ -30,15 +29,12 @@ class Rule(msgspec.Struct, frozen=True):
 
 def load_rule(path: Path | None) -> Rule:
     """Section [retention]. Raises ConfigError."""
-    path = path or CONFIG
-    try:
-        found = read_toml(read_text(path)) if path.exists() else {}
-        read = fields({"retention": found.get("retention", {})}, {"retention": _SECTION}, "")
-        rule: Rule = read["retention"]
-        if rule.usage_months is not None and rule.usage_months < (rule.raw_months or MONTHS_MAX):
-            raise ConfigError("retention.usage_months: not fewer than raw_months")
-    except (OSError, UnicodeDecodeError, ConfigError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return read_section(path, "retention", _SECTION, _checked)
+
+
+def _checked(rule: Rule) -> Rule:
+    if rule.usage_months is not None and rule.usage_months < (rule.raw_months or MONTHS_MAX):
+        raise ConfigError("retention.usage_months: not fewer than raw_months")
     return rule
 
 

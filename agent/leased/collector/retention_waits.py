@@ -24,10 +24,12 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
 from leased.collector.governance.register import DATABASE as REGISTER
 from leased.collector.governance.register import Register
+from leased.collector.metering.rollup import Listing
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.retention_rule import Rule
 from leased.economics.contracts import Terms
+from leased.economics.hourly import NodeSpan
 from leased.terms.moment import DAY_NS, NS_PER_S
 
 RETENTION_DAYS: Final = "log_retention_days"
@@ -49,9 +51,8 @@ def known_ns(archive: ArchiveReader, terms: Terms, now_ns: int) -> int:
     last records of most of the nodes that were heard within a day of the last that was. A fleet
     that is silent keeps what it has, unless nobody waits for it."""
     listing = Store(archive.directory).rollups.listing()
-    unwaited = frozenset((*terms.retired_nodes, *listing.retired))
     heard = {entry.log_id: entry.contact_ns for entry in archive.logs()}
-    spans = [one for one in listing.nodes if unwaited.isdisjoint((one.node_id, one.log_id))]
+    spans = _waited(listing, terms)
     since_ns = max((heard.get(one.log_id, 0) for one in spans), default=0) - DAY_NS
     said = sorted(one.watermark_ns for one in spans if heard.get(one.log_id, 0) >= since_ns)
     return min(now_ns, said[len(said) // 2]) if said else now_ns
@@ -77,14 +78,18 @@ def waits(state: Path, terms: Terms, floor_ns: int, begin_ns: int) -> str:
     listing = store.rollups.listing()
     if not listing.nodes:
         return "usage was never brought up to date: `leased-collector refresh`"
-    unwaited = frozenset((*terms.retired_nodes, *listing.retired))
-    behind = [one for one in listing.nodes if unwaited.isdisjoint((one.node_id, one.log_id))]
-    late = [one.node_id for one in behind if one.watermark_ns < floor_ns]
+    late = [one.node_id for one in _waited(listing, terms) if one.watermark_ns < floor_ns]
     if late:
         return f"node {min(late)} has no record since {periods.day(floor_ns)}"
     with closing(StoreSource(store.rollups)) as source:
         accounts = Accounts(source, terms, Invoices(state))
         return _open_bill(accounts, floor_ns) or _uncorrected(accounts, begin_ns)
+
+
+def _waited(listing: Listing, terms: Terms) -> list[NodeSpan]:
+    """The logs that somebody waits for."""
+    unwaited = frozenset((*terms.retired_nodes, *listing.retired))
+    return [one for one in listing.nodes if unwaited.isdisjoint((one.node_id, one.log_id))]
 
 
 def _open_bill(accounts: Accounts, floor_ns: int) -> str:

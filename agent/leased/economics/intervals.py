@@ -187,8 +187,7 @@ class Ledger:
         if event.subject == holding.subject:
             return _NONE
         # A renewal may resize or re-price: the new terms hold from its own instant on.
-        closed: list[Interval] = []
-        self._close(holding, self._clamp(holding, event, moment), sequence, closed)
+        closed = self._close(holding, self._clamp(holding, event, moment), sequence)
         holding.subject = event.subject
         if event.subject.allotments != holding.allotments:
             holding.allotments = event.subject.allotments
@@ -211,8 +210,7 @@ class Ledger:
             return _NONE
         if holding.pool is not Pool.TENANT:
             return _NONE
-        closed: list[Interval] = []
-        self._close(holding, self._clamp(holding, event, moment), sequence, closed)
+        closed = self._close(holding, self._clamp(holding, event, moment), sequence)
         holding.pool = Pool.TEARDOWN
         return closed
 
@@ -220,8 +218,7 @@ class Ledger:
         holding = self._end(sequence, event)
         if holding is None:
             return _NONE
-        closed: list[Interval] = []
-        self._close(holding, self._clamp(holding, event, moment), sequence, closed)
+        closed = self._close(holding, self._clamp(holding, event, moment), sequence)
         self._compare(sequence, event, holding)
         return closed
 
@@ -229,9 +226,8 @@ class Ledger:
         holding = self._end(sequence, event)
         if holding is None:
             return _NONE
-        closed: list[Interval] = []
         at_ns = self._clamp(holding, event, moment)
-        self._close(holding, at_ns, sequence, closed)
+        closed = self._close(holding, at_ns, sequence)
         self._compare(sequence, event, holding)
         self._leases[event.lease_id] = Holding(
             Pool.FENCED,
@@ -247,9 +243,7 @@ class Ledger:
         holding = self._end(sequence, event)
         if holding is None:
             return _NONE
-        closed: list[Interval] = []
-        self._close(holding, self._clamp(holding, event, moment), sequence, closed)
-        return closed
+        return self._close(holding, self._clamp(holding, event, moment), sequence)
 
     def _void(self, sequence: int, event: Voided, moment: Moment) -> Sequence[Interval]:
         lease_id = self._granted_by.get(event.sequence)
@@ -276,7 +270,7 @@ class Ledger:
         for resource_id in list(self._supply):
             holding = self._supply[resource_id]
             if now.get(resource_id) != holding.allotments[0]:
-                self._close(holding, self.watermark_ns, sequence, closed)
+                closed += self._close(holding, self.watermark_ns, sequence)
                 del self._supply[resource_id]
         for resource_id, allotment in now.items():
             if resource_id not in self._supply:
@@ -293,7 +287,7 @@ class Ledger:
         holding = self._fences.pop(change.resource_id, None)
         capacity = change.capacity if event.fenced else -change.capacity
         if holding is not None:
-            self._close(holding, self.watermark_ns, sequence, closed)
+            closed = self._close(holding, self.watermark_ns, sequence)
             capacity += holding.allotments[0].capacity
         if capacity < 0:
             self._orphan()  # more was unfenced than was fenced
@@ -328,11 +322,13 @@ class Ledger:
             self.clamped += 1
         return at_ns
 
-    def _close(self, holding: Holding, end_ns: int, closed_by: int, into: list[Interval]) -> None:
+    def _close(self, holding: Holding, end_ns: int, closed_by: int) -> list[Interval]:
         """Emit what `holding` held until `end_ns`, and let it go on from there."""
-        self._emit(holding, holding.pool, (holding.start_ns, end_ns), closed_by, into)
+        closed: list[Interval] = []
+        self._emit(holding, holding.pool, (holding.start_ns, end_ns), closed_by, closed)
         holding.start_ns = end_ns
         holding.opened_by = closed_by
+        return closed
 
     def _close_at_watermark(
         self, holding: Holding, into: list[Interval], *, provisional: bool

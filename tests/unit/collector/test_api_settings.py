@@ -14,20 +14,21 @@ from leased.collector.api.pace import Pace
 from leased.collector.main import main
 from leased.collector.metering import engines
 from leased.collector.planning import reserving, scheduled_scaling, spot, thresholds
+from leased.collector.webhooks import choosing
 from leased.ctl.console import Console
 from leased.terms.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "leased-collector.toml"
 S = 1_000_000_000
 SCHEDULE = '[scheduled_scaling]\nschedules = [{ name = "a", cron = "0 8 * *"'
-OWN = ("HTTP", "ACCESS", "GOVERNANCE", "TELEMETRY", "WEBHOOK")
+OWN = ("HTTP", "ACCESS", "GOVERNANCE", "TELEMETRY")
 
 
 def test_the_shipped_file_spells_out_every_default() -> None:
     text = SHIPPED.read_text()
     assert settings.parse(text) == settings.Settings() == settings.parse("")
     ours = [getattr(settings, f"_{name}_KEYS") for name in OWN]
-    planned = (spot.KEYS, scheduled_scaling.KEYS, reserving.KEYS, thresholds.KEYS)
+    planned = (spot.KEYS, scheduled_scaling.KEYS, reserving.KEYS, thresholds.KEYS, choosing.KEYS)
     for keys in (*ours, *planned, engines.KEYS, retention_rule._KEYS):
         missing = [key for key in keys if f"\n{key} = " not in text]
         assert not missing

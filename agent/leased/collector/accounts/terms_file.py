@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from leased.collector.accounts import periods
-from leased.collector.config import CONFIG
+from leased.collector.config import CONFIG, read_config
 from leased.ctl.console import parse_instant
 from leased.ctl.rate_file import parse_card
 from leased.durable.reading import read_text
@@ -114,18 +114,11 @@ def terms_path(directory: Path, named: str) -> Path | None:
 def load_terms_for(config: Path | None) -> Terms:
     """The terms of the collector that `config` configures (default: that of /etc). Raises
     ConfigError."""
+    governance = read_config(config).get("governance", {})
     config = config or CONFIG
-    try:
-        governance = read_toml(read_text(config)).get("governance", {})
-        named = governance.get("terms_file", "") if isinstance(governance, dict) else None
-        if not isinstance(named, str):
-            raise ConfigError("governance.terms_file: must be a name in quotes")
-    except FileNotFoundError:
-        if config != CONFIG:
-            raise ConfigError(f"{config}: there is no such file") from None
-        named = ""
-    except (OSError, UnicodeDecodeError, ConfigError) as error:
-        raise ConfigError(f"{config}: {error}") from error
+    named = governance.get("terms_file", "") if isinstance(governance, dict) else None
+    if not isinstance(named, str):
+        raise ConfigError(f"{config}: governance.terms_file: must be a name in quotes")
     path = terms_path(config.parent, named)
     return Terms() if path is None else load_terms(path)
 

@@ -24,6 +24,7 @@ from leased.collector.archive.floor import Floor
 from leased.collector.fleet import Fleet
 from leased.collector.governance.issuer import Issuer
 from leased.collector.planning.rightsizing import TARGET_PM
+from leased.collector.reconcile import Verdict
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.webhooks.mailing import OUTCOMES, Mailing
 from leased.economics.attribution import TYPE_OF, Basis, attribute
@@ -43,7 +44,6 @@ Cost = dict[tuple[str, ...], Fraction]
 _Tier = tuple[ResourceKind, TierKind | None]
 _Sort = tuple[str, bool, Priority | None, _Tier]
 _RESOURCE: Final = {ResourceKind.MEM: "memory"}
-_GOOD: Final = ("OK", "BEHIND", "STALE")
 
 
 class Metrics:
@@ -353,7 +353,7 @@ def _chains(fleet: Fleet, now_ns: int) -> Iterable[str]:
         if age_ns is not None and entry.node not in fleet.retired:
             age = Fraction(age_ns, NS_PER_S)
             ages[node] = min(age, ages.get(node, age))
-        if entry.verdict not in _GOOD and entry.log_id not in fleet.replaced:
+        if Verdict(entry.verdict).sticky and entry.log_id not in fleet.replaced:
             key = (entry.name, entry.verdict)
             bad[key] = bad.get(key, 0) + 1
     yield from family(

@@ -23,7 +23,7 @@ from leased.collector.config import CONFIG as CONFIG
 from leased.collector.metering.engines import SECTION, StoreConfig, check_store
 from leased.collector.planning import reserving, scheduled_scaling, slo, spot, thresholds
 from leased.collector.telemetry.store import KEEP_NS, ROWS_MAX
-from leased.collector.webhooks.guard import Network, parse_network
+from leased.collector.webhooks import choosing
 from leased.durable.reading import read_text
 from leased.terms import reading
 from leased.terms.errors import ConfigError
@@ -78,21 +78,6 @@ class Samples(msgspec.Struct, frozen=True):
     rows_max: int = ROWS_MAX
 
 
-class Webhooks(msgspec.Struct, frozen=True):
-    """Where webhooks may go, how they are sent, and how long what was sent is kept."""
-
-    private_networks: tuple[Network, ...] = ()
-    ca: str = ""
-    signing_keys: tuple[str, ...] = ()
-    timeout_ns: int = 20 * NS_PER_S
-    concurrency: int = 16
-    overlap_ns: int = DAY_NS
-    keep_ns: int = 7 * DAY_NS
-    keep_dead_ns: int = 30 * DAY_NS
-    thresholds_pm: tuple[int, ...] = (800, 1000)
-    idle_ns: int = DAY_NS
-
-
 class Settings(msgspec.Struct, frozen=True):
     """Everything."""
 
@@ -100,7 +85,7 @@ class Settings(msgspec.Struct, frozen=True):
     access: Access = Access()
     governance: Governance = Governance()
     telemetry: Samples = Samples()
-    webhooks: Webhooks = Webhooks()
+    webhooks: choosing.Chosen = choosing.Chosen()
     capacity: thresholds.Thresholds = thresholds.Thresholds()
     slo_tiers: tuple[slo.Tier, ...] = slo.TIERS
     reservations: reserving.Offer = reserving.Offer()
@@ -154,13 +139,7 @@ def parse(text: str) -> Settings:
     reserving.check_offer(settings.reservations)
     spot.check_spot(settings.spot_optimization)
     scheduled_scaling.check_scaling(settings.scheduled_scaling)
-    hooks = settings.webhooks
-    if not NS_PER_S <= hooks.timeout_ns <= 60 * NS_PER_S:
-        raise ConfigError("webhooks.timeout: 1s to 60s; a receiver takes in and works later")
-    if not 1 <= hooks.concurrency <= 1000:
-        raise ConfigError("webhooks.concurrency: 1 to 1000")
-    if list(hooks.thresholds_pm) != sorted(set(hooks.thresholds_pm)) or 0 in hooks.thresholds_pm:
-        raise ConfigError("webhooks.thresholds: above 0%, each once, the lowest first")
+    choosing.check_chosen(settings.webhooks)
     return settings
 
 
@@ -219,14 +198,6 @@ def _address(value: Any) -> str:
 
 def _loopback(value: Any) -> str:
     return reading.choice(tuple(LOOPBACK), value)
-
-
-def _networks(value: Any) -> tuple[Network, ...]:
-    return reading.rows(value, lambda one: parse_network(reading.text(one)))
-
-
-def _shares(value: Any) -> tuple[int, ...]:
-    return reading.rows(value, reading.share)
 
 
 def _fleet(value: Any) -> str:
@@ -298,18 +269,6 @@ _TELEMETRY_KEYS: Final[reading.Keys] = {
     "keep": ("keep_ns", reading.duration),
     "rows_max": ("rows_max", reading.integer),
 }
-_WEBHOOK_KEYS: Final[reading.Keys] = {
-    "private_networks": ("private_networks", _networks),
-    "ca": ("ca", reading.text),
-    "signing_keys": ("signing_keys", lambda value: reading.rows(value, reading.text)),
-    "timeout": ("timeout_ns", reading.duration),
-    "concurrency": ("concurrency", reading.integer),
-    "overlap": ("overlap_ns", reading.duration),
-    "keep": ("keep_ns", reading.duration),
-    "keep_dead": ("keep_dead_ns", reading.duration),
-    "thresholds": ("thresholds_pm", _shares),
-    "idle": ("idle_ns", reading.duration),
-}
 _TOKEN_KEYS: Final[reading.Keys] = {
     "name": ("name", reading.text),
     "sha256": ("sha256", _hash),
@@ -325,7 +284,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, reading.Read]]] = {
     "telemetry": ("telemetry", reading.section(Samples, _TELEMETRY_KEYS, "telemetry.")),
     "slo_tiers": slo.SECTION,
     "capacity": thresholds.SECTION,
-    "webhooks": ("webhooks", reading.section(Webhooks, _WEBHOOK_KEYS, "webhooks.")),
+    "webhooks": choosing.SECTION,
     "reservations": reserving.SECTION,
     "spot_optimization": spot.SECTION,
     "scheduled_scaling": scheduled_scaling.SECTION,

@@ -17,13 +17,12 @@ from typing import Final
 
 import msgspec
 
-from leased.collector.config import CONFIG
+from leased.collector.config import CONFIG, read_section
 from leased.collector.extras import how_to_have
 from leased.collector.metering.engine import MakeEngine
-from leased.durable.reading import read_text
 from leased.terms.errors import ConfigError
 from leased.terms.moment import NS_PER_S
-from leased.terms.reading import Keys, choice, duration, fields, read_toml, section, text
+from leased.terms.reading import Keys, choice, duration, section, text
 
 ENGINES: Final = ("duckdb", "spark")
 
@@ -52,17 +51,7 @@ def check_store(config: StoreConfig) -> StoreConfig:
 def load_store(path: Path | None) -> tuple[StoreConfig, Path]:
     """Section [store] of a file, and the directory that its paths start from; without a file, that
     of /etc if there is one. Raises ConfigError."""
-    path = path or CONFIG
-    try:
-        found = read_toml(read_text(path))
-        read = fields({"store": found.get("store", {})}, {"store": SECTION}, "")
-        return check_store(read["store"]), path.parent
-    except FileNotFoundError:
-        if path != CONFIG:
-            raise ConfigError(f"{path}: there is no such file") from None
-        return StoreConfig(), path.parent
-    except (OSError, UnicodeDecodeError, ConfigError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return read_section(path, "store", SECTION, check_store), (path or CONFIG).parent
 
 
 def maker(config: StoreConfig, directory: Path) -> MakeEngine | None:

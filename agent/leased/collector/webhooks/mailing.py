@@ -14,15 +14,15 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
 from leased import __version__
 from leased.collector.governance.keeping import Keeping
 from leased.collector.governance.register import Sealed
+from leased.collector.webhooks.choosing import Chosen
 from leased.collector.webhooks.courier import Courier
-from leased.collector.webhooks.guard import Network
 from leased.collector.webhooks.keeping import Kept
 from leased.collector.webhooks.outbox import Outbox
 from leased.collector.webhooks.receivers import Receivers, change_fact
@@ -31,31 +31,6 @@ from leased.collector.webhooks.watcher import Look, Watcher
 from leased.terms.errors import ConfigError
 
 OUTCOMES: Final = ("delivered", "failed", "dead", "disabled")
-
-
-class Chosen(Protocol):
-    """What the settings say of webhooks."""
-
-    @property
-    def private_networks(self) -> tuple[Network, ...]: ...
-    @property
-    def ca(self) -> str: ...
-    @property
-    def signing_keys(self) -> tuple[str, ...]: ...
-    @property
-    def timeout_ns(self) -> int: ...
-    @property
-    def concurrency(self) -> int: ...
-    @property
-    def overlap_ns(self) -> int: ...
-    @property
-    def keep_ns(self) -> int: ...
-    @property
-    def keep_dead_ns(self) -> int: ...
-    @property
-    def thresholds_pm(self) -> tuple[int, ...]: ...
-    @property
-    def idle_ns(self) -> int: ...
 
 
 class Mailing:
