@@ -26,6 +26,10 @@ HELD = ("granted", "active", "draining")
 CEILINGS_S = {Priority.SCAVENGER: 60, Priority.STANDARD: 300, Priority.GUARANTEED: 300}
 
 
+COMMON = "@common"
+"""What is reserved for nobody."""
+
+
 class Paper(NamedTuple):
     """A policy. Pages by tenant: `hard`; `soft` (limit, ceiling, borne s); `burst` (limit, ceiling,
     s). Whoever is not named has `other`, and of what they are not named for, what eve has. `group`
@@ -173,7 +177,7 @@ class PolicyNotebook:
         if paper.reserved and not self.leaves_reserves(who, pages):
             own = dict(paper.reserved).get(who, 0)
             common = POOL - sum(dict(paper.reserved).values())
-            return (wait if pages <= common + own else "never"), RefusalReason.RESERVED, ""
+            return (wait if pages <= common + own else "never"), RefusalReason.RESERVED, COMMON
         if pages > self.free():
             return wait, RefusalReason.NO_CAPACITY, ""
         return "grant", None, ""
@@ -252,6 +256,8 @@ class PolicyNotebook:
         mine = {ask.who}
         if self.paper.group is not None and ask.who in self.paper.group[0]:
             mine.add("@crew")
+        if self.used(ask.who) + ask.pages > dict(self.paper.reserved).get(ask.who, 0):
+            mine.add(COMMON)
         return not any(self.answer(other, now_ns)[2] in mine for other in self.before(ask))
 
     def victims(self, ask: Ask, now_ns: int) -> dict[bytes, RevocationReason] | None:

@@ -34,6 +34,7 @@ from leased.service.api.handover import Handover
 from leased.service.api.listener import Listener
 from leased.service.api.questions import Questions
 from leased.service.api.streams import Streams
+from leased.service.batch import Held, Told
 from leased.service.config import Config, Sockets
 from leased.service.custody import Custodian
 from leased.service.detachment import Detachment
@@ -46,7 +47,7 @@ from leased.service.peering import Peering
 from leased.service.policy.calls import PolicyCalls
 from leased.service.policy.policies import Policies
 from leased.service.reclaimer import Reclaimer
-from leased.service.sequencer import Held, Sequencer, Told
+from leased.service.sequencer import Sequencer
 from leased.service.telemetry.sampling import Telemetry
 from leased.service.telling.feed import Feed
 from leased.service.ticker import Ticker

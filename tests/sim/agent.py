@@ -30,12 +30,13 @@ from leased.lessor.invariants import check as check_invariants
 from leased.lessor.lessor import Lessor
 from leased.ports import Journal
 from leased.service import recovery
+from leased.service.batch import Held, Told
 from leased.service.custody import Custodian
 from leased.service.grantor import Grantor
 from leased.service.notifier import Notifier
 from leased.service.policy.calendar import CalendarWatch
 from leased.service.reclaimer import Reclaimer
-from leased.service.sequencer import Held, Sequencer, Told
+from leased.service.sequencer import Sequencer
 from leased.service.ticker import LATE_NS, Ticker
 from leased.service.walls import Walls
 from leased.terms.command import Caller, Command, HolderGone, SetPolicy

@@ -23,7 +23,7 @@ import trio
 
 from leased.chain.quorum import vouched
 from leased.durable.log import open_log
-from leased.service.sequencer import Told
+from leased.service.batch import Told
 from leased.terms.command import Command, NoteCountersigned
 from leased.terms.event import EventId, HeadCountersigned, NodeStarted, Refused
 from leased.terms.identity import CommandId, TenantId

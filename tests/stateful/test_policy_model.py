@@ -517,3 +517,17 @@ PolicyMachine.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestPolicyAgainstItsNotebook = PolicyMachine.TestCase
+
+
+def test_who_wants_what_is_reserved_for_nobody_stands_behind_who_waits_for_it() -> None:
+    """A smaller request of a lower level would fit: the notebook took it for one that waits for
+    nothing, whenever other numbers were drawn."""
+    state = PolicyMachine()
+    state.begin(PAPERS[0])
+    state.acquire(("dan", 2, Level.LOW, 30, 200, 3))
+    state.acquire(("cat", 6, Level.NORMAL, 30, 200, 30))
+    state.the_usual(next(paper for paper in PAPERS if paper.reserved))
+    first, second = ("dan", 5, Level.HIGH, 10, 200, 30), ("dan", 4, Level.BACKGROUND, 90, 20, 3)
+    state.many_come([first, second])
+    state.sleep(15)
+    assert len(state.desk.lessor.queue) == 2

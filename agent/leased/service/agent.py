@@ -25,6 +25,7 @@ from leased.service import recovery
 from leased.service.api.doors import Door, open_doors
 from leased.service.api.listener import Listener
 from leased.service.api.reception import make_dispatcher
+from leased.service.batch import Told
 from leased.service.config import Config
 from leased.service.custody import Custodian
 from leased.service.detachment import Detachment
@@ -43,7 +44,7 @@ from leased.service.policy.uplink import make_uplink
 from leased.service.reaper.link import ANSWER_S, ReaperLink
 from leased.service.reaper.process import ReaperStarter
 from leased.service.reclaimer import Reclaimer
-from leased.service.sequencer import Sequencer, Told
+from leased.service.sequencer import Sequencer
 from leased.service.telemetry.outlets import Outlets
 from leased.service.telemetry.sampling import Telemetry
 from leased.service.telling.feed import Feed

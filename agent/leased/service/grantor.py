@@ -22,11 +22,11 @@ import trio
 
 from leased.ports import Arming, Device, Prepared, Reaper, Submit
 from leased.service.api.outbox import Outbox
+from leased.service.batch import Held
 from leased.service.custody import Custodian
 from leased.service.evidence import NO_COMMAND, hash_report
 from leased.service.gathering import Gathering
 from leased.service.holders import Holders
-from leased.service.sequencer import Held
 from leased.terms.command import Activate, CutEnded, GrantFailed
 from leased.terms.effect import MoveDeadline, Prepare
 from leased.terms.errors import DeviceError, Shortage

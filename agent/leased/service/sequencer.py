@@ -19,13 +19,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import msgspec
 import trio
 
 from leased.chain.sealer import SealedBatch, Sealer
 from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Journal
 from leased.service.api.outbox import Outbox
+from leased.service.batch import Batch, Deliver, Held, Told
 from leased.service.evidence import NO_COMMAND
 from leased.service.unbroken import Unbroken
 from leased.terms.command import CancelWait, Command, Extend, Plan, Renew
@@ -41,8 +41,6 @@ _MOVES = (Renew, Extend)
 """Commands that are answered when the reaper has the new deadline."""
 _PERHAPS_PREPARED = (LeaseState.GRANTED, LeaseState.DRAINING)
 """Whoever asks again for such a lease is answered when the reaper holds it."""
-Deliver = Callable[[Reply], None]
-"""Takes a reply on its way out. Must not block and must not raise."""
 
 PLANS_MAX = 64
 """Plans that may wait. One may go through all leases there are, so one is made with each batch: who
@@ -51,39 +49,6 @@ asks for many of them holds up nobody but who plans."""
 FEW = 4
 """Commands that are committed on the spot: with more, a turn of the event loop is shared by enough
 of them to be cheaper than what it saves."""
-
-
-class Told(msgspec.Struct, frozen=True, gc=False):
-    """What a committed batch tells the rest of the agent: the events with their places in the
-    chain, one to one."""
-
-    moment: Moment
-    events: tuple[Event, ...]
-    sequences: Sequence[int]
-    hashes: tuple[bytes, ...]
-
-
-class Held(msgspec.Struct, frozen=True):
-    """An effect together with the answers that may leave only when it has been carried out.
-
-    None: the answer waits for a Prepare that an earlier batch left (the retry of a grant that is
-    still being prepared).
-    """
-
-    effect: Prepare | MoveDeadline | None
-    reply: Reply
-    delivers: tuple[Deliver, ...]
-
-
-class Batch(msgspec.Struct, eq=False):
-    """What one turn of the sequencer proposed and sealed, until it is committed."""
-
-    moment: Moment
-    items: list[tuple[Event, Moment]] = []
-    answers: list[tuple[Reply, Deliver]] = []
-    held: list[Held] = []
-    effects: list[Effect] = []
-    sealed: SealedBatch | None = None
 
 
 class CommitAtOnce(Protocol):

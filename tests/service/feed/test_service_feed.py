@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from leased.service.sequencer import Told
+from leased.service.batch import Told
 from leased.service.telling.feed import Feed
 from leased.terms.event import HealthChanged
 from leased.terms.identity import BootId, EventId

@@ -16,8 +16,8 @@ import msgspec
 import pytest
 import trio
 
+from leased.service.batch import Told
 from leased.service.config import JournaldCopy
-from leased.service.sequencer import Told
 from leased.service.telling import narration
 from leased.service.telling.journald import BACKLOG_MAX, Journald, encode
 from leased.terms import event

@@ -12,8 +12,8 @@ import pytest
 import trio
 import trio.testing
 
+from leased.service.batch import Told
 from leased.service.config import Sockets
-from leased.service.sequencer import Told
 from leased.terms.command import Caller, Drain, ListLeases, Renew
 from leased.terms.event import Activated, Event, HealthChanged
 from leased.terms.identity import EventId, TenantId

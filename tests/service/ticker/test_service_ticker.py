@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from leased.lessor.lessor import EXPIRIES_MAX
-from leased.service.sequencer import Deliver
+from leased.service.batch import Deliver
 from leased.service.ticker import BACKSTOP_NS, LATE_NS, Ticker
 from leased.terms.command import Renew, Tick
 from leased.terms.event import Expired

@@ -29,8 +29,8 @@ from leased.service.api.disposal import OWED_MAX, Disposal
 from leased.service.api.outbox import Outbox
 from leased.service.api.receiving import READ_BYTES, SAW_FDS
 from leased.service.api.sending import Letter, send_many
+from leased.service.batch import Deliver
 from leased.service.holders import Holders
-from leased.service.sequencer import Deliver
 from leased.terms.command import Caller
 from leased.terms.identity import CommandId
 from leased.wire.conversation import Call, Conversation

@@ -22,6 +22,7 @@ from leased.chain.proof import Proof
 from leased.chain.tree import Frontier
 from leased.durable.log import OpenedLog
 from leased.ports import Clock
+from leased.service.batch import Told
 from leased.service.fleet.config import Listening
 from leased.service.fleet.countersigning import Countersigning
 from leased.service.fleet.listener import NodeListener, open_sockets
@@ -29,7 +30,6 @@ from leased.service.fleet.pulling import PulledLog
 from leased.service.fleet.routes import AuditRoutes, refuse
 from leased.service.fleet.tls import load
 from leased.service.log.room import state_of
-from leased.service.sequencer import Told
 from leased.service.telling import metrics
 from leased.service.telling.narration import CRITICAL
 from leased.terms.command import Command

@@ -20,7 +20,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from leased.service.sequencer import Told
+from leased.service.batch import Told
 from leased.terms.event import DrainNotified, Event, LeaseEvent
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease

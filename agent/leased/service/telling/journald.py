@@ -25,8 +25,8 @@ from typing import Final
 import trio
 
 from leased.hardware.descriptors import passing
+from leased.service.batch import Told
 from leased.service.config import JournaldCopy
-from leased.service.sequencer import Told
 from leased.service.telling.narration import (
     CRITICAL,
     NOTICE,
