@@ -110,7 +110,8 @@ def sockets(root: Path, users: str, admins: str) -> Iterator[Finding]:
             advice = "stopped, or hangs: no lease ends in time; journalctl -u leased-reaper"
             yield Finding(Grade.FAIL, "reaper", f"no answer after {ANSWER_S:g} s", advice)
         except OSError as error:
-            advice = "nothing is granted without it: systemctl start leased-reaper.service"
+            advice = "no grants, and no lease ends in time: systemctl start leased-reaper.service;"
+            advice += " journalctl -u leased-reaper says what keeps it"
             yield Finding(Grade.FAIL, "reaper", f"{reaper.name}: {error.strerror}", advice)
         else:
             yield Finding(Grade.OK, "reaper", "answers")

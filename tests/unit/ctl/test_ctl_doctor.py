@@ -262,6 +262,13 @@ def test_an_agent_that_hangs_is_to_be_restarted_and_not_started(tmp_path: Path) 
     assert "systemctl restart leased.service" in found.advice
 
 
+def test_without_a_reaper_it_is_said_that_no_lease_ends(tmp_path: Path) -> None:
+    """One that refuses what another release wrote is started by systemd again and again."""
+    [*_, found] = service_checks.sockets(Path("/"), str(tmp_path / "s"), "/none")
+    assert found.topic == "reaper" and found.grade is Grade.FAIL
+    assert "no lease ends in time" in found.advice and "journalctl" in found.advice
+
+
 def test_the_agent_is_looked_for_where_leasectl_would_ask_it(tmp_path: Path) -> None:
     with CannedAgent(tmp_path, {}) as agent:
         found = {one.topic: one for one in service_checks.sockets(Path("/"), agent.path, "/none")}
