@@ -30,7 +30,7 @@ from leased.economics.model_lines import Item, Metered, model_items
 from leased.economics.pools import Pool
 from leased.economics.rates import NANO, RATE_DIGITS
 from leased.economics.statement import canonical
-from leased.terms.lease import SYNTHETIC
+from leased.terms.lease import is_probe
 from leased.terms.moment import HOUR_NS
 
 VERSION: Final = 1
@@ -77,6 +77,11 @@ class Bill(msgspec.Struct, frozen=True):
     audit: tuple[NodeSpan, ...]
     terms: dict[str, Any]
 
+    @property
+    def pair(self) -> tuple[int, int]:
+        """Its time, as the pure rooms take it."""
+        return int(self.from_ns), int(self.to_ns)
+
     def canonical(self) -> bytes:
         """The one encoding of this bill."""
         return canonical(self.document())
@@ -101,6 +106,11 @@ class Month(msgspec.Struct, frozen=True):
     name: str
     from_ns: int
     to_ns: int
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        """The same, as the pure rooms take it."""
+        return self.from_ns, self.to_ns
 
 
 def make_bill(
@@ -179,7 +189,7 @@ def _charges(
 ) -> Iterator[tuple[list[Item], Fraction]]:
     """What each contract makes lines of, and what they come to at least."""
     month_ns = month.to_ns - month.from_ns
-    for contract, start_ns, end_ns in terms.contracts_of(tenant, (month.from_ns, month.to_ns)):
+    for contract, start_ns, end_ns in terms.contracts_of(tenant, month.pair):
         part = Fraction(end_ns - start_ns, month_ns)
         metered = collect(tenant, usage, tasks, (start_ns // HOUR_NS, end_ns // HOUR_NS), terms)
         minimum = part * Fraction(contract.monthly_minimum_nano, NANO)
@@ -196,8 +206,7 @@ def collect(
     """What `tenant` is charged for in hours [first, last)."""
     metered = Metered()
     for key, amount in usage.items():
-        billed = key.tag is None or not key.tag.flags & SYNTHETIC
-        mine = key.pool is Pool.TENANT and key.tenant == tenant and billed
+        mine = key.pool is Pool.TENANT and key.tenant == tenant and not is_probe(key.tag)
         if mine and hours[0] <= key.bucket < hours[1]:
             metered.add(key, amount, terms.card_number(key.bucket))
     for (whose, hour), count in tasks.items():
