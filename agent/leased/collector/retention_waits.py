@@ -109,7 +109,7 @@ def _due(accounts: Accounts, month: str) -> list[str]:
     found = []
     for tenant in accounts.billed(month):
         period = accounts.month(month, tenant)
-        window = (period.from_ns, period.to_ns)
+        window = period.pair
         had = accounts.source.sums(window, tenant) or accounts.source.tasks(window, tenant)
         credits = any((c.tenant, c.month) == (tenant, month) for c in accounts.terms.credits)
         if had or credits or accounts.terms.owes(tenant, window):

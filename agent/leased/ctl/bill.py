@@ -108,7 +108,7 @@ def _sound(bill: Bill, terms: Terms) -> tuple[int, int]:
         raise ValueError(f"decimals: from 0 to {DECIMALS_MAX}")
     for _, amount in bill.corrections:
         units(amount, bill.decimals)
-    begin_ns, end_ns = int(bill.from_ns), int(bill.to_ns)
+    begin_ns, end_ns = bill.pair
     if not 0 <= begin_ns < end_ns < 1 << 63 or end_ns - begin_ns > MONTH_NS_MAX:
         raise ValueError("from_ns and to_ns are of no month")
     if not 0 <= int(bill.as_of_ns) < 1 << 64:

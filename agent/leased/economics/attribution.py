@@ -26,7 +26,7 @@ from leased.economics.contracts import Terms, number_of
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import PICO
-from leased.terms.lease import SYNTHETIC
+from leased.terms.lease import is_probe
 from leased.terms.moment import NS_PER_S
 from leased.terms.quantity import WHOLE_PM
 from leased.terms.resource import ResourceKind
@@ -155,7 +155,7 @@ class _Prices:
         by_card = self._basis is Basis.RATE_CARD
         number = number_of(self._versions, key.bucket)
         priority = key.priority if by_card and key.pool is Pool.TENANT else None
-        free = priority is not None and key.tag is not None and bool(key.tag.flags & SYNTHETIC)
+        free = priority is not None and is_probe(key.tag)
         what = (number, key.kind, key.tier, priority, free)
         found = self._known.get(what)
         if found is None:

@@ -49,7 +49,7 @@ def parse_bill(raw: bytes) -> Bill:
         fields["credits"] = tuple((text, amount) for text, amount in document["credits"])
         fields["corrections"] = tuple((text, amount) for text, amount in document["corrections"])
         bill = Bill(**fields)
-        int(bill.from_ns), int(bill.to_ns), int(bill.as_of_ns)
+        _ = bill.pair, int(bill.as_of_ns)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"a field is missing, or is none of a bill: {error}") from error
     return bill

@@ -33,7 +33,7 @@ from leased.economics.model_lines import Item, Metered, model_items
 from leased.economics.pools import Pool
 from leased.economics.rates import NANO, RATE_DIGITS
 from leased.economics.statement import canonical
-from leased.terms.lease import SYNTHETIC
+from leased.terms.lease import is_probe
 from leased.terms.moment import HOUR_NS
 
 VERSION: Final = 1
@@ -101,6 +101,11 @@ class Bill(msgspec.Struct, frozen=True):
     audit: tuple[NodeSpan, ...]
     terms: dict[str, Any]
 
+    @property
+    def pair(self) -> tuple[int, int]:
+        """Its time, as the pure rooms take it."""
+        return int(self.from_ns), int(self.to_ns)
+
     def canonical(self) -> bytes:
         """The one encoding of this bill."""
         return canonical(self.document())
@@ -125,6 +130,11 @@ class Month(msgspec.Struct, frozen=True):
     name: str
     from_ns: int
     to_ns: int
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        """The same, as the pure rooms take it."""
+        return self.from_ns, self.to_ns
 
 
 def make_bill(
@@ -198,7 +208,7 @@ def _charges(
     terms: Terms,
 ) -> Iterator[_Charge]:
     month_ns = month.to_ns - month.from_ns
-    for contract, span in spans_of(tenant, (month.from_ns, month.to_ns), terms):
+    for contract, span in spans_of(tenant, month.pair, terms):
         part = Fraction(span.to_ns - span.from_ns, month_ns)
         hours = (span.from_ns // HOUR_NS, span.to_ns // HOUR_NS)
         metered = collect(tenant, usage, tasks, hours, terms)
@@ -208,10 +218,9 @@ def _charges(
 
 def _version(charges: Sequence[_Charge], month: Month, terms: Terms) -> int:
     """The first version that can say it: a bill that an earlier release can read, it is to."""
-    whole = (month.from_ns, month.to_ns)
     for charge in charges:
         spans = [charge.span.of_card(item.card, terms) for item in charge.items]
-        if any((span.from_ns, span.to_ns) != whole for span in (charge.span, *spans)):
+        if any((span.from_ns, span.to_ns) != month.pair for span in (charge.span, *spans)):
             return DATED
     return APART if terms.credits else VERSION
 
@@ -258,8 +267,7 @@ def collect(
     """What `tenant` is charged for in hours [first, last)."""
     metered = Metered()
     for key, amount in usage.items():
-        billed = key.tag is None or not key.tag.flags & SYNTHETIC
-        mine = key.pool is Pool.TENANT and key.tenant == tenant and billed
+        mine = key.pool is Pool.TENANT and key.tenant == tenant and not is_probe(key.tag)
         if mine and hours[0] <= key.bucket < hours[1]:
             metered.add(key, amount, terms.card_number(key.bucket))
     for (whose, hour), count in tasks.items():

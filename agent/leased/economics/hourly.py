@@ -22,7 +22,7 @@ from leased.economics.peaks import labelled, steps
 from leased.economics.pools import Interval, Pool
 from leased.terms.event import Allocated, CordonChanged, Reclaimed, Released, Unfenced
 from leased.terms.identity import BootId, LeaseId
-from leased.terms.lease import SYNTHETIC
+from leased.terms.lease import is_probe
 from leased.terms.moment import HOUR_NS, Moment
 from leased.terms.resource import ResourceKind, TierKind
 
@@ -63,8 +63,7 @@ class NodeFold:
         self.closed.extend(self.ledger.observe(sequence, event, moment))
         if isinstance(event, Allocated):
             self._tenants.pop(event.lease_id, None)
-            tag = event.subject.tag
-            if tag is None or not tag.flags & SYNTHETIC:  # a probe is no task
+            if not is_probe(event.subject.tag):
                 self._tenants[event.lease_id] = event.subject.tenant
         elif isinstance(event, Released):
             tenant = self._tenants.pop(event.lease_id, None)

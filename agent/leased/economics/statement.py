@@ -28,7 +28,7 @@ from leased.economics.rates import RATE_DIGITS, Rate, RateCard
 from leased.economics.timeline import Timeline
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId
-from leased.terms.lease import SYNTHETIC, AccountingTag, Priority
+from leased.terms.lease import AccountingTag, Priority, is_probe
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind, TierKind
 
@@ -193,7 +193,7 @@ def _collect(
         subject = interval.subject
         if subject is None or interval.pool is not Pool.TENANT or subject.tenant != tenant:
             continue
-        if subject.tag is not None and subject.tag.flags & SYNTHETIC:
+        if is_probe(subject.tag):
             continue
         amount = sum(
             capacity * (end_ns - start_ns)

@@ -122,6 +122,11 @@ class AccountingTag(msgspec.Struct, frozen=True, array_like=True, gc=False):
     flags: int = 0
 
 
+def is_probe(tag: AccountingTag | None) -> bool:
+    """Whether it is of a synthetic probe: metered like any lease, and nobody's work."""
+    return tag is not None and bool(tag.flags & SYNTHETIC)
+
+
 class Subject(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Whose lease of what: the identity that every event of a lease carries, so that each record
     stands alone.

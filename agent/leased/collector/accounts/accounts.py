@@ -243,7 +243,7 @@ class Accounts:
 
     def _is_owed(self, tenant: str, period: Month) -> bool:
         """Whether who never had a lease owes a fee or a minimum, or is given some of it back."""
-        if self.terms.owes(tenant, (period.from_ns, period.to_ns)):
+        if self.terms.owes(tenant, period.pair):
             return True
         issued = self._issued_beside(tenant, period.name) if self.terms.allow_negative else []
         return bool(issued and on_bill(self.terms, tenant, period.name, issued).credits)
@@ -306,14 +306,14 @@ class Accounts:
 
     def _again(self, bill: Bill) -> Bill:
         """An issued bill as it would be by now."""
-        period = Month(bill.period, int(bill.from_ns), int(bill.to_ns))
+        period = Month(bill.period, *bill.pair)
         before = [(text, units(amount, bill.decimals)) for text, amount in bill.corrections]
         return self._compute(bill.tenant, period, terms_of(bill.terms), before, bill.version)
 
     def _compute(
         self, tenant: str, period: Month, terms: Terms, said: _Said, version: int | None = None
     ) -> Bill:
-        window = (period.from_ns, period.to_ns)
+        window = period.pair
         return make_bill(
             tenant,
             period,
@@ -329,7 +329,7 @@ class Accounts:
     def summary(self, tenant: str, month: str) -> Summary:
         """The bill of a month as the API tells it."""
         bill = self.bill(tenant, month)
-        return summary_of(bill, self.reach(Window(int(bill.from_ns), int(bill.to_ns))))
+        return summary_of(bill, self.reach(Window(*bill.pair)))
 
     def focus_rows(self, tenant: str, month: str, version: str) -> list[dict[str, str]]:
         """The bill of a month as rows of FOCUS "1.2" or "1.4"."""
@@ -347,14 +347,14 @@ class Accounts:
         issued = self.invoices is not None and self.invoices.issued(bill.tenant, bill.period)
         cells = self.invoices.hours(bill) if self.invoices is not None and issued else None
         if cells is None:
-            cells = self.source.cells((int(bill.from_ns), int(bill.to_ns)), bill.tenant)
+            cells = self.source.cells(bill.pair, bill.tenant)
         return bill, cells, terms_of(bill.terms)
 
     def chargeback(self, month: str, *, spread: str = Spread.NONE.value) -> Chargeback:
         """What a month's infrastructure cost, by cost centre."""
         how = _choice(Spread, spread, "spread")
         period = self.month(month)
-        window = Window(period.from_ns, period.to_ns)
+        window = Window(*period.pair)
         cells, reach = self.priced_sums(window, tags=True), self.reach(window)
         return chargeback_of(cells, self.costed(window), period.name, window, reach, how)
 

@@ -85,7 +85,7 @@ def summary_of(bill: Bill, reach: Reach) -> Summary:
         bill.currency,
         "final" if bill.final else "draft",
         bill.invoice_id,
-        interval_of(Window(int(bill.from_ns), int(bill.to_ns))),
+        interval_of(Window(*bill.pair)),
         list(bill.audit),
         bill.digest().hex(),
         reach,
@@ -108,7 +108,7 @@ def span_of(line: BillLine, bill: Bill, terms: Terms) -> Span | None:
     """Of which time a line is, and by which of the contracts in `terms`, those of the bill."""
     if line.window is not None:
         return Span(*line.window, line.contract)
-    spans = spans_of(bill.tenant, (int(bill.from_ns), int(bill.to_ns)), terms)
+    spans = spans_of(bill.tenant, bill.pair, terms)
     if len(spans) > 1 or line.description in [text for text, _ in bill.corrections]:
         return None
     return spans[0][1].of_card(line.card, terms)

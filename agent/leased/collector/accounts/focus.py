@@ -32,7 +32,7 @@ from leased.economics.credits import named
 from leased.economics.meter import UsageKey
 from leased.economics.model_lines import card_kinds
 from leased.economics.pools import UNIT, Pool
-from leased.terms.lease import SYNTHETIC, AccountingTag
+from leased.terms.lease import AccountingTag, is_probe
 from leased.terms.moment import DAY_NS, HOUR_NS, NS_PER_S
 from leased.terms.quantity import WHOLE_PM, print_instant
 from leased.terms.resource import ResourceKind
@@ -149,7 +149,7 @@ def _divided(
 ) -> Iterator[tuple[BillLine, _Window, list[_Part]]]:
     """Each line with what it is made of, and of which time. Where it does not say that (bills of
     before version 3), those of one contract are together, in the order of the contracts."""
-    whole = (int(bill.from_ns), int(bill.to_ns))
+    whole = bill.pair
     contracts = terms.contracts_of(bill.tenant, whole)
     after: dict[tuple[object, ...], int] = {}
     at = 0
@@ -180,8 +180,7 @@ def _parts(
         tier = None if key.tier is None else _name(key.tier)
         priority = None if key.priority is None else _name(key.priority)
         mine = key.pool is Pool.TENANT and key.tenant == bill.tenant
-        free = key.tag is not None and key.tag.flags & SYNTHETIC
-        if not mine or free or not window[0] <= key.bucket * HOUR_NS < window[1]:
+        if not mine or is_probe(key.tag) or not window[0] <= key.bucket * HOUR_NS < window[1]:
             continue
         what = (_name(key.kind), tier, priority, terms.card_number(key.bucket))
         if what == (line.kind, line.tier, line.priority, line.card):
@@ -323,7 +322,7 @@ def _priced(row: dict[str, str]) -> dict[str, str]:
 
 def _row(bill: Bill) -> dict[str, str]:
     """What every row of a bill has."""
-    start, end = print_instant(int(bill.from_ns)), print_instant(int(bill.to_ns))
+    start, end = map(print_instant, bill.pair)
     category, sub, name = OTHER
     return dict.fromkeys((*COLUMNS, *CUSTOM), "") | {
         "BillingAccountId": bill.tenant,

@@ -26,7 +26,7 @@ from leased.economics.contracts import Terms
 from leased.economics.hourly import PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, UNIT_NAME
-from leased.terms.lease import SYNTHETIC, AccountingTag, Priority
+from leased.terms.lease import AccountingTag, Priority, is_probe
 from leased.terms.moment import HOUR_NS, NS_PER_S
 from leased.terms.resource import ResourceKind, TierKind
 
@@ -83,7 +83,7 @@ def usage_rows(
 def priced(terms: Terms, hour: int, amount: int, what: Priced) -> Fraction:
     """What an amount costs by the card of its hour. A synthetic probe costs nothing."""
     kind, tier, priority, tag = what
-    if tag is not None and tag.flags & SYNTHETIC:
+    if is_probe(tag):
         return Fraction(0)
     return terms.cards[terms.card_number(hour)].card.cost(amount, kind, tier, priority)
 

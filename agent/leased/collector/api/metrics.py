@@ -33,7 +33,7 @@ from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
 from leased.economics.waste import Judged
 from leased.terms.exposition import MEDIA_TYPE
-from leased.terms.lease import SYNTHETIC, Priority
+from leased.terms.lease import Priority, is_probe
 from leased.terms.moment import HOUR_NS, NS_PER_S
 from leased.terms.quantity import WHOLE_PM
 from leased.terms.resource import ResourceKind, TierKind
@@ -239,7 +239,7 @@ def _hourly(fleet: Fleet, card: RateCard) -> tuple[Cost, Cost]:
     for _, lease in fleet.leases():
         subject, held = lease.subject, lease.is_held
         whose = str(subject.tenant) if held else f"__{lease.state}__"
-        free = held and subject.tag is not None and bool(subject.tag.flags & SYNTHETIC)
+        free = held and is_probe(subject.tag)
         priority = subject.priority if held else None
         for one in lease.kept:
             sort = (whose, free, priority, (one.kind, one.tier))

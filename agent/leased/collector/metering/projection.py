@@ -46,7 +46,7 @@ from leased.terms.event import (
     Voided,
 )
 from leased.terms.identity import BootId
-from leased.terms.lease import SYNTHETIC, AccountingTag, Subject
+from leased.terms.lease import AccountingTag, Subject, is_probe
 from leased.terms.moment import Moment
 from leased.terms.resource import Allotment, TierKind
 
@@ -127,7 +127,7 @@ def party_row(encoded: bytes) -> tuple[int | str, ...]:
     kind, tier, priority, size = _PARTY.unpack_from(encoded)
     end = _PARTY.size + size
     tag = _unpacked_tag(encoded[end:])
-    probe = int(tag is not None and bool(tag.flags & SYNTHETIC))
+    probe = int(is_probe(tag))
     whose = (encoded[_PARTY.size : end].decode(), tag_text(tag))
     return *party_key(encoded), kind, tier, priority, probe, *whose
 

@@ -17,7 +17,7 @@ import msgspec
 from leased.economics.hourly import NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import Pool
-from leased.terms.lease import SYNTHETIC, AccountingTag
+from leased.terms.lease import SYNTHETIC, AccountingTag, is_probe
 from leased.terms.moment import HOUR_NS
 from leased.terms.resource import ResourceKind, TierKind
 
@@ -167,9 +167,7 @@ def summed(
     """Hourly cells of `window` put together, as `Source.sums` tells them."""
     found: dict[UsageKey, int] = {}
     for key, amount in cells.items():
-        tag = key.tag
-        if not tags:
-            tag = PROBE if tag is not None and tag.flags & SYNTHETIC else None
+        tag = key.tag if tags else PROBE if is_probe(key.tag) else None
         whole = msgspec.structs.replace(key, bucket=window[0] // HOUR_NS, tag=tag)
         found[whole] = found.get(whole, 0) + amount
     return found

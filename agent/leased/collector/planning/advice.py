@@ -26,7 +26,7 @@ from leased.collector.telemetry.views import heat, waits
 from leased.economics.placement import Score, Site, Strategy, binding, rank
 from leased.economics.pools import Pool
 from leased.economics.sensitivity import Sensitivity, sensitivity
-from leased.terms.lease import SYNTHETIC
+from leased.terms.lease import is_probe
 from leased.terms.moment import NS_PER_S
 from leased.terms.quantity import WHOLE_PM
 from leased.terms.resource import ResourceKind
@@ -141,9 +141,7 @@ def sensitivities(
         waited = waits(samples, window.from_ns // NS_PER_S, window.to_ns // NS_PER_S)
     costs: dict[tuple[str, str], dict[ResourceKind, Fraction]] = {}
     for key, amount in accounts.priced_sums(window, tags=True):
-        if key.pool is not Pool.TENANT or key.priority is None:
-            continue
-        if key.tag is not None and key.tag.flags & SYNTHETIC:  # a probe is nobody's work
+        if key.pool is not Pool.TENANT or key.priority is None or is_probe(key.tag):
             continue
         card = accounts.terms.cards[accounts.terms.card_number(key.bucket)].card
         cost = card.cost(amount, key.kind, key.tier, key.priority)
