@@ -22,7 +22,7 @@ import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 import trio
@@ -144,12 +144,18 @@ def acquire(path: Place | Session = None, **wants: Any) -> Iterator[PlainHolding
                 ready.put(plain)
                 await plain.leave.wait()
 
-    def hold_and_tell() -> None:
-        try:
-            ended.set_result(trio.run(hold))
-        except BaseException as error:  # noqa: BLE001 (the block raises it)
+    def tell(_kind: object, error: BaseException | None, _trace: object) -> bool:
+        if error is None:
+            ended.set_result(None)
+        else:
             ended.set_exception(error)
         ready.put(None)
+        return True  # the block raises it
+
+    def hold_and_tell() -> None:
+        with ExitStack() as told:
+            told.push(tell)
+            trio.run(hold)
 
     def leave() -> None:
         if os.getpid() != owner:
