@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that keep others, who were killed, from ending: tracers, and parents that wait for
-nobody.
+"""Processes that keep others, who were killed, from ending: tracers, parents that wait for nobody,
+and who has the lock of a pipe.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 TRACER = """
 import ctypes, os, sys, signal
@@ -85,3 +86,29 @@ def parent_of(how: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
             if parent.poll() is None:  # then the number is its child's, dead or alive
                 os.kill(pid, signal.SIGKILL)
             parent.kill()
+
+
+HOLDS = """
+import os, socket, sys
+ours, theirs = socket.socketpair()
+uid = int(sys.argv[2])
+os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
+os.splice(ours.fileno(), int(sys.argv[1]), 1)
+"""
+_SPLICE = b"275 "
+
+
+@contextlib.contextmanager
+def held_pipe(uid: int) -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe. Whoever writes to it, or closes one of them last, waits for a process of
+    this uid in a way that no SIGKILL ends."""
+    reading, writing = os.pipe()
+    words = [sys.executable, "-c", HOLDS, str(writing), str(uid)]
+    with subprocess.Popen(words, pass_fds=(writing,)) as holder:
+        try:
+            while not Path(f"/proc/{holder.pid}/syscall").read_bytes().startswith(_SPLICE):
+                assert holder.poll() is None
+                os.sched_yield()
+            yield reading, writing
+        finally:
+            holder.kill()

@@ -29,6 +29,7 @@ from leased.hardware.adoption.servers import (
 from leased.service.reclaimer import LOOKS_MAX
 from tests.doubles.host import not_proven
 from tests.doubles.host_agent import NOBODY, REPOSITORY, HostAgent, exited, mem
+from tests.doubles.lingering import held_pipe
 from tests.doubles.reaper_host import cgroup_root
 
 pytestmark = pytest.mark.root
@@ -252,5 +253,43 @@ def test_who_is_kept_at_his_end_by_his_own_server_is_let_go(servers: int, asks: 
                 looks += 1
             os.close(pidfd)
             assert holder.wait(CUT_S_MAX) == -signal.SIGKILL
+    finally:
+        leaf.rmdir()
+
+
+HAS_PIPE = """
+import os, signal, sys
+uid, what, pipe = map(int, sys.argv[1:])
+os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
+print(flush=True)
+os.write(pipe, b"x") if what else signal.pause()
+"""
+
+
+@pytest.mark.parametrize("writes", [1, 0], ids=["writes", "has"])
+def test_who_waits_for_the_lock_of_a_pipe_is_let_go(writes: int) -> None:
+    """Somebody beside him sleeps with it (`splice`): he waits to write, or at his end to close."""
+    root = cgroup_root()
+    assert root is not None
+    leaf = root / f"leased-test-{secrets.token_hex(4)}"
+    leaf.mkdir()
+    try:
+        with held_pipe(OTHER) as others, held_pipe(NOBODY) as ends:
+            words = [sys.executable, "-c", HAS_PIPE, *map(str, (NOBODY, writes, ends[writes]))]
+            holder = subprocess.Popen(words, stdout=subprocess.PIPE, pass_fds=ends)
+            for end in ends:  # he is the last who has the one that is not in use
+                os.close(end)
+            assert holder.stdout is not None
+            with holder.stdout as said:
+                assert said.readline() == b"\n"
+            (leaf / "cgroup.procs").write_text(str(holder.pid), "ascii")
+            (leaf / "cgroup.kill").write_text("1", "ascii")
+            while not _uids_of_the_stuck(holder.pid):
+                os.sched_yield()
+            done = loosen(Loosen(str(root), ((Killed(0, leaf.name, 0),),)), ())
+            assert holder.wait(CUT_S_MAX) == -signal.SIGKILL
+            assert [one.uid for one in done.ended] == [NOBODY], "another's is not touched"
+        for end in others:
+            os.close(end)
     finally:
         leaf.rmdir()

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import threading
 
 import pytest
 
 from leased.terms.event import AccessCut, Expired, NodeStopped, Revoked
-from tests.doubles.host_agent import NS_PER_MS, NS_PER_S, HostAgent, boot_ns, exited
+from tests.doubles.host_agent import NOBODY, NS_PER_MS, NS_PER_S, HostAgent, boot_ns, exited
+from tests.doubles.lingering import held_pipe
 from tests.doubles.story import judge
 from tests.doubles.workloads import Workload
 
@@ -148,3 +152,18 @@ def test_who_is_told_twice_to_leave_while_the_reaper_is_away_has_the_shorter_gra
     ended = agent.wait_for(lease["lease_id"])["runtime"]
     assert (ended["state"], ended["reason"]) == ("reclaimed", "operator_revoke")
     assert ended["cut_boottime_ns"] >= told["drain_deadline_boottime_ns"]
+
+
+def test_what_a_stranger_sends_keeps_no_agent_from_its_end(agent: HostAgent) -> None:
+    """One message, of any user, with a pipe whose close nobody is let do."""
+    with held_pipe(NOBODY) as (reading, writing), agent.connect() as peer:
+        os.close(writing)
+        with contextlib.suppress(PermissionError):  # the kernel refuses, since Linux 6.16
+            socket.send_fds(peer.sock, [b"{"], [reading])
+        closing = threading.Thread(target=os.close, args=[reading])
+        closing.start()
+        with agent.connect() as other:
+            assert other.call("Lease.List")["leases"] == []
+        agent.kill()
+        agent.start()
+    closing.join()

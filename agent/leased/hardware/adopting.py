@@ -123,7 +123,12 @@ class Adoptions:
             for one in done.connections
         )
         more = (f"{done.untold} more such connections were aborted",) if done.untold else ()
-        return (*told, *more)
+        keepers = tuple(
+            f"lease {leases[one.at].lease_id.hex()}: process {one.pid} of uid {one.uid} slept with"
+            " the lock of a pipe that whoever was killed may have waited for: killed"
+            for one in done.ended
+        )
+        return (*told, *more, *keepers)
 
     async def _undo(self, asked: Undo) -> None:
         if asked.processes:

@@ -11,8 +11,11 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +32,7 @@ from leased.service.config import Config, Sockets
 from leased.service.holders import Holders
 from leased.terms.errors import StateError
 from tests.doubles.calling import House, Visitor, memory, message, open_house
+from tests.doubles.lingering import held_pipe
 from tests.doubles.serving import descriptors
 from tests.doubles.stuck_files import stuck_files
 from tests.doubles.varlink_calls import described
@@ -157,8 +161,11 @@ async def test_a_file_that_nobody_can_close_is_not_taken(tmp_path: Path) -> None
             await me.call("Lease.List")
             before = descriptors()
             file = os.open(files / "one", os.O_RDWR)
-            await me.send(message("Lease.Acquire", resources=memory()), [file])
+            with socket.socket(fileno=os.dup(me.sock.fileno())) as plain:
+                socket.send_fds(plain, [message("Lease.Acquire", resources=memory())], [file])
             threading.Thread(target=_close, args=[file], daemon=True).start()
+            while os.path.exists(f"/proc/self/fd/{file}"):
+                os.sched_yield()  # before anything is forked: that would have to close it, too
             refused = await me.answer()
             assert refused["error"].endswith("ProtocolError"), refused
             assert "descriptors are not taken" in refused["parameters"]["why"]
@@ -185,21 +192,24 @@ async def test_who_sends_its_own_end_keeps_no_place(tmp_path: Path) -> None:
 
 @pytest.mark.autojump
 async def test_who_owes_many_sends_no_more(linger: Linger, tmp_path: Path) -> None:
-    """Nobody changes his uid meanwhile: glibc tells every thread by a signal, which ends a wait."""
     async with open_house(tmp_path, names_peers=False) as house:
         other, began_s = house.visit(uid=2000), time.monotonic()
         await other.call("Lease.List")
-        for _ in range(OWED_MAX // 16 + 1):
-            send(house.visit(), message("Lease.List"), linger.sock(), more=15)
-            await trio.sleep(1)
-        kept = descriptors()
-        for _ in range(5):
-            refused = house.visit()
-            assert "take long to close" in (await refused.answer())["parameters"]["why"]
-            refused.close()
-        assert descriptors() <= kept
-        await other.call("Lease.List")
-        assert time.monotonic() - began_s < BRIEF_S, "everybody waited for one that lingers"
+        assert house.agent.listener is not None
+        with held_pipe(os.getuid()) as (reading, writing):
+            os.close(writing)
+            house.agent.listener.disposal.take(os.getuid(), [reading])
+            for _ in range(OWED_MAX // 16 + 1):
+                send(house.visit(), message("Lease.List"), linger.sock(), more=15)
+                await trio.sleep(1)
+            kept = descriptors()
+            for _ in range(5):
+                refused = house.visit()
+                assert "take long to close" in (await refused.answer())["parameters"]["why"]
+                refused.close()
+            assert descriptors() <= kept
+            await other.call("Lease.List")
+            assert time.monotonic() - began_s < BRIEF_S, "everybody waited for one that lingers"
         linger.end()
 
 
@@ -234,14 +244,42 @@ async def test_an_agent_that_is_closed_is_held_up_by_nobody(linger: Linger, tmp_
         other.close()
 
 
-def test_one_uid_holds_up_no_other(linger: Linger) -> None:
+def test_one_uid_holds_up_no_other() -> None:
     disposal = Disposal()
-    stuck, (quick, other) = linger.sock(), os.pipe()
-    disposal.take(1000, [stuck.detach()])
-    disposal.take(2000, [quick])
-    with open(other, "wb", buffering=0) as end, pytest.raises(BrokenPipeError):
-        while True:
-            end.write(b"x")
-            os.sched_yield()
-    assert disposal.owed(1000) == 1
-    linger.end()
+    with held_pipe(os.getuid()) as (stuck, writing):
+        os.close(writing)
+        quick, other = os.pipe()
+        disposal.take(1000, [stuck])
+        disposal.take(2000, [quick])
+        with open(other, "wb", buffering=0) as end, pytest.raises(BrokenPipeError):
+            while True:
+                end.write(b"x")
+                os.sched_yield()
+        assert disposal.owed(1000) == 1
+
+
+DISPOSES = """
+import signal, sys
+from leased.service.api.disposal import Disposal
+print(flush=True)
+input()
+Disposal().take(1000, [int(sys.argv[1])])
+signal.pause()
+"""
+
+
+def test_what_nobody_can_close_keeps_no_process_from_its_end() -> None:
+    with held_pipe(os.getuid()) as (reading, writing):
+        words = [sys.executable, "-c", DISPOSES, str(reading)]
+        both = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(words, pass_fds=(reading,), **both) as agent:
+            assert agent.stdin is not None and agent.stdout is not None
+            assert agent.stdout.readline() == b"\n"
+            os.close(writing)
+            os.close(reading)
+            agent.stdin.write(b"\n")
+            agent.stdin.close()
+            while Path(f"/proc/{agent.pid}/fd/{reading}").exists():
+                os.sched_yield()
+            agent.kill()
+            assert agent.wait(BRIEF_S) == -signal.SIGKILL

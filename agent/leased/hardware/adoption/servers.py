@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers: who serves a file system of FUSE to processes that were killed, and does not answer.
+"""Servers: who serves a file system of FUSE to processes that were killed, and does not answer;
+and who else keeps them (`keepers`).
 
 A process that waits for such a server does not die until it is answered, or the connection is
 aborted; and any user may serve one to processes of its own, mounted where nobody else sees it. So
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import msgspec
 
+from leased.hardware.adoption.keepers import end_keepers, waits_for_pipe
 from leased.hardware.leaves import INSIDE
 from leased.hardware.occupants import listed, read_or_empty
 from leased.terms.errors import DeviceError
@@ -76,11 +78,20 @@ class Aborted(msgspec.Struct, frozen=True, array_like=True):
     at: int
 
 
+class Ended(msgspec.Struct, frozen=True, array_like=True):
+    """Who was killed for the lock of a pipe, its uid, the place of the lease that waited."""
+
+    pid: int
+    uid: int
+    at: int
+
+
 class Loosened(msgspec.Struct, frozen=True, array_like=True):
     """Which connections were aborted, and of how many more that is not said."""
 
     connections: tuple[Aborted, ...]
     untold: int = 0
+    ended: tuple[Ended, ...] = ()
 
 
 class Stuck(msgspec.Struct, frozen=True):
@@ -98,6 +109,7 @@ def loosen(asked: Loosen, fds: Sequence[int], budget_ns: int = BUDGET_NS) -> Loo
     known: set[str] = set()
     hosts = frozenset(chain.from_iterable(_mounted(pid, known, end_ns) for pid in ("self", "1")))
     told: list[Aborted] = []
+    ended: list[Ended] = []
     untold = 0
     for before, tenant in enumerate(asked.tenants):
         now_ns = time.monotonic_ns()
@@ -105,7 +117,17 @@ def loosen(asked: Loosen, fds: Sequence[int], budget_ns: int = BUDGET_NS) -> Loo
         aborted = list(_let_go_on(asked.root, tenant, hosts, until_ns))
         told += aborted[:TOLD_MAX]
         untold += len(aborted[TOLD_MAX:])
-    return Loosened(tuple(told), untold)
+        ended += list(_end_keepers(asked.root, tenant, until_ns))[:TOLD_MAX]
+    return Loosened(tuple(told), untold, tuple(ended))
+
+
+def _end_keepers(root: str, tenant: Sequence[Killed], end_ns: int) -> Iterator[Ended]:
+    """Of one tenant, who has the lock of a pipe that its killed wait for."""
+    stuck = [one for one in _find_stuck(root, tenant, end_ns) if waits_for_pipe(one.tid)]
+    if stuck:
+        uids = frozenset(chain.from_iterable(one.uids for one in stuck))
+        for pid, uid in end_keepers(uids, end_ns):
+            yield Ended(pid, uid, next((one.at for one in stuck if uid in one.uids), stuck[0].at))
 
 
 def _let_go_on(

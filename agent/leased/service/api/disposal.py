@@ -7,22 +7,35 @@ TCP socket that lingers waits for its peer for as long as its owner liked, a fil
 server, much memory is given back page by page. So is what a peer sent and nobody has read: it goes
 with the socket. Each uid has a thread while it owes something, so that it holds up nobody else.
 
-Does not decide what is closed (`connection`). Why threads, and a lock: decision 0097.
+Nor is the last close one of this process's: whoever has the other end of a pipe may hold its lock
+for good (`splice` from a socket that nothing comes from), and no SIGKILL ends who waits for that.
+It is left to a process that has nothing else, whose end the thread waits for.
+
+Does not decide what is closed (`connection`). Why threads, and a lock: decision 0097; why not in
+this process: decision 0218.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 OWED_MAX = 256
 """Descriptors of one uid that may wait to be closed: it is not let in while there are as many."""
 
 THREADS_MAX = 64
 """Of so many uids at once; the next one's wait. A thread costs 20 kB and ends when it is done."""
+
+_WAITS = (sys.executable, "-I", "-S", "-c", "import os; os.read(0, 1)")
+_FORKS = threading.Lock()
+_PIDFDS = ("anon_inode:[pidfd]", "pidfd:[")
+"""What users send where the kernel does not name them: nobody is asked about its close."""
 
 
 class Disposal:
@@ -83,9 +96,37 @@ class Disposal:
     def _close_all_of(self, uid: int) -> None:
         waiting = self._waiting[uid]
         while True:
-            os.close(waiting[0])
             with self._lock:
-                waiting.popleft()
+                batch = tuple(waiting)
+            known = frozenset(filter(_is_pidfd, batch))
+            for fd in known:
+                os.close(fd)
+            close_elsewhere([fd for fd in batch if fd not in known])
+            with self._lock:
+                for _ in batch:
+                    waiting.popleft()
                 if not waiting:
                     del self._waiting[uid]
                     return
+
+
+def close_elsewhere(fds: Sequence[int]) -> None:
+    """Close them so that the last of each is another process's, and wait for its end."""
+    if not fds:
+        return
+    with _FORKS:  # who is forked has all that is here, until it begins
+        try:
+            last = subprocess.Popen(_WAITS, stdin=subprocess.PIPE, pass_fds=fds)
+        except OSError:  # no room for one more: they are to go all the same
+            last = None
+        for fd in fds:
+            os.close(fd)
+    if last is not None:
+        last.communicate()
+
+
+def _is_pidfd(fd: int) -> bool:
+    """By what the kernel calls it: the name of whatever has a path begins with a slash."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{fd}").startswith(_PIDFDS)
+    return False

@@ -10,6 +10,7 @@ Does not accept (`listener`).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -17,12 +18,16 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from leased.service.api import peers
 from leased.service.config import Config
 from leased.service.lifeline import ADMIN_SOCKET, USER_SOCKET
 from leased.terms.errors import StateError
 from leased.wire.description import OPERATOR_INTERFACES, SERVICE, Service, describe_service
 
 BACKLOG = 512
+SO_PASSRIGHTS = 83
+"""Python has no name for it."""
+
 Door = tuple[socket.socket, Service, bool]
 
 
@@ -39,8 +44,18 @@ def open_doors(config: Config, handed: Mapping[str, Sequence[int]], version: str
     ):
         fds = handed.get(name, ())
         sockets = [socket.socket(fileno=fd) for fd in fds] if fds else [_bind(path, mode)]
+        if not operator and peers.are_named():
+            for sock in sockets:
+                refuse_descriptors(sock)
         doors.extend((sock, service, operator) for sock in sockets)
     return doors
+
+
+def refuse_descriptors(door: socket.socket) -> None:
+    """Whoever sends one to a connection made from now on is refused by the kernel (Linux 6.16);
+    else it would be there to close, if only at this process's end."""
+    with contextlib.suppress(OSError):  # an older one
+        door.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
 
 
 def _bind(path: Path, mode: int) -> socket.socket:
