@@ -157,6 +157,46 @@ def test_the_program_is_taken_off_where_it_is_and_what_is_kept_is_named(tmp_path
     assert done.stdout.endswith("nothing\n"), "something of ours is left"
 
 
+UNDER_LEASE = r"""
+set -e
+for place in /usr/local /etc /var/lib /run /srv; do mount -t tmpfs none "$place"; done
+mkdir -p /srv/bin /srv/leased/bin /srv/leased/share/leased /run/systemd/system /var/lib/leased
+touch /srv/leased/share/leased/installed
+program() { printf '#!/bin/sh\n%s\n' "$2" >"$1"; chmod 0755 "$1"; }
+program /srv/bin/systemctl 'echo "systemctl $@" >>/srv/asked'
+program /srv/leased/bin/python "exec '$2' \"\$@\""
+live='{"leases": [{"runtime": {"state": "active"}}]}'
+program /srv/leased/bin/leasectl "echo leasectl \$@ >>/srv/asked; echo '$live'; exit $3"
+PATH=/srv/bin:$PATH "$1" --uninstall --prefix /srv/leased || echo "status $?"
+head -n 3 /srv/asked
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("drained", [True, False])
+def test_what_is_leased_is_taken_back_by_the_agent_before_it_goes(
+    drained: bool, tmp_path: Path
+) -> None:
+    """Else nobody made it clean: mappings, and what tenants had written, stayed where they were."""
+    words = [TOP / "packaging/install", sys.executable, "0" if drained else "75"]
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", UNDER_LEASE, "-", *words],
+        capture_output=True,
+        text=True,
+        env={"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    asked = [line for line in lines if line.startswith(("leasectl", "systemctl"))]
+    assert asked[1].startswith("leasectl drain --grace")
+    if drained:
+        assert asked[2].startswith("systemctl")
+        assert "This host is drained" in done.stdout
+    else:
+        assert len(asked) == 2 and "status 75" in done.stdout
+        assert "systemctl stop leased.socket" in done.stderr
+
+
 UPGRADE = r"""
 set -e
 for place in /usr/local /etc /var/lib /run /srv; do mount -t tmpfs none "$place"; done
