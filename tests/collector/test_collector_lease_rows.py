@@ -44,6 +44,8 @@ from leased.terms.moment import HOUR_NS
 from leased.terms.policy import Policy
 from leased.terms.quantity import parse_instant
 from tests.doubles.demo_fleet import cosigned_fleet
+from tests.doubles.economics_history import History, subject
+from tests.doubles.fleet_archive import NODE_A, cores, dram, store
 
 UNTIL_NS = parse_instant("2026-01-05T00:00:00Z")
 WISH = Wish(nodes=2, days=70, seed=11, until_ns=UNTIL_NS, leases_per_day=8)
@@ -259,3 +261,23 @@ def test_as_csv_and_by_the_verb(fleet: Path) -> None:
     assert main(words, console=Console(out, err)) == 0
     shown = list(csv.DictReader(io.StringIO(out.getvalue())))
     assert [row["lease_id"] for row in shown] == [row.lease_id for row in report.rows]
+
+
+def test_a_lease_of_nothing_is_in_no_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A verified record may say 0 of something: no hour has it, and nobody's usage is refused."""
+    begin_ns = parse_instant("2026-01-04T00:00:00Z")
+    history = History(wall_offset_ns=begin_ns)
+    history.start()
+    history.inventory(cores(8), dram(8))
+    history.allocate(1, subject(cores(2), dram(0), tenant="t"), 2 * HOUR_NS)
+    history.boot_ns = 4 * HOUR_NS
+    history.touch()
+    with closing(Archive(tmp_path)) as archive:
+        store(archive, "host-a", NODE_A, history, begin_ns)
+    words = ["--state", str(tmp_path), "usage", "t", "--start", "2026-01-04", "--end", "2026-01-04"]
+    for by in ("hour", "lease"):
+        assert main([*words, "--csv", "--by", by]) == 0
+        rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        assert {row["kind"] for row in rows} == {"cpu"}

@@ -100,7 +100,7 @@ def _leases(
         if interval.pool is not Pool.TENANT or subject is None or subject.tenant != tenant:
             continue
         spans = list(labelled(interval, ledger.timeline, window.pair))
-        if not spans:
+        if not spans or not interval.allotment.capacity:  # no hour has what is nothing
             continue
         assert interval.lease_id is not None, "a tenant holds by a lease"
         allotment = interval.allotment
