@@ -99,8 +99,14 @@ def test_the_program_is_replaced_under_a_running_lease_and_the_configuration_is_
 
 
 def test_it_can_be_taken_off_again_and_the_chain_stays() -> None:
-    """The last test of all."""
-    install("--uninstall")
+    """The last test of all. What is leased is taken back by the agent, before it goes."""
+    words = ["runuser", "-u", "alice", "--", "leasectl", "--timeout", "180", "run", "--mem", "4KiB"]
+    holder = subprocess.Popen([*words, "--ttl", "50min", "--", "sleep", "3000"])
+    host.eventually("it is leased", lambda: call("Lease.List", ADMIN)["leases"])
+    said = install("--uninstall")
+    assert "take back what is leased (1)" in said
+    assert "This host is drained" in said
+    holder.wait(host.HANGS_S)
     for path in ("/opt/leased", "/run/leased", "/usr/local/bin/leasectl"):
         assert not Path(path).exists(), path
     for unit in ("leased.service", "leased.socket", "leased-reaper.service", "leased.slice"):
