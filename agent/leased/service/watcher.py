@@ -20,11 +20,13 @@ from leased.ports import Clock, Device, Submit
 from leased.service.evidence import NO_COMMAND
 from leased.terms.command import Observe, ObserveClockStep, ObserveHealth
 from leased.terms.errors import DeviceError
-from leased.terms.event import Event, Fenced, LeaseEvent, Reclaimed, Unfenced
+from leased.terms.event import Event, Fenced, LeaseEvent, Reclaimed, Revoked, Unfenced
+from leased.terms.lease import RevocationReason
 from leased.terms.moment import NS_PER_S
-from leased.terms.resource import Health, Inventory
+from leased.terms.resource import Health, Inventory, ResourceKind
 
 _ENDS = (Reclaimed, Fenced, Unfenced)
+_DRIVEN = (ResourceKind.GPU, ResourceKind.BLOCK)
 RESCAN_NS = 60 * NS_PER_S
 """Nomad fingerprints once a minute; the notices make it faster where they work."""
 
@@ -121,9 +123,10 @@ class Watcher:
 
     def tell(self, events: Sequence[Event]) -> None:
         """What ended for want of its hardware kept that out of the inventory, also if it is back by
-        now: whatever comes of the end of such a lease is a reason to look."""
+        now: whatever comes of the end of such a lease is a reason to look. So is a device that
+        could not be made ready: until somebody has looked, the next request is sent to it, too."""
         for event in events:
-            if isinstance(event, _ENDS) and not self._has(event):
+            if (isinstance(event, _ENDS) and not self._has(event)) or _could_not_be_had(event):
                 self.notice()
 
     def _has(self, event: LeaseEvent) -> bool:
@@ -163,6 +166,14 @@ class Watcher:
     async def _hear_clock_steps(self) -> None:
         async for delta_ns in self._clock_steps():
             self._submit(ObserveClockStep(NO_COMMAND, delta_ns))
+
+
+def _could_not_be_had(event: Event) -> bool:
+    return (
+        isinstance(event, Revoked)
+        and event.reason is RevocationReason.GRANT_FAILED
+        and any(one.kind in _DRIVEN for one in event.subject.allotments)
+    )
 
 
 def _there(inventory: Inventory) -> frozenset[str]:

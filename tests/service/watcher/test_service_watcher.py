@@ -24,10 +24,11 @@ from leased.service.watcher import (
 )
 from leased.terms.command import Command, Observe, ObserveClockStep, ObserveHealth
 from leased.terms.errors import DeviceError
-from leased.terms.event import Fenced, LeaseEvent, Reclaimed, Unfenced
+from leased.terms.event import Fenced, LeaseEvent, Reclaimed, Revoked, Unfenced
 from leased.terms.identity import EventId
+from leased.terms.lease import RevocationReason
 from leased.terms.moment import NS_PER_S
-from leased.terms.resource import Health, Inventory
+from leased.terms.resource import Allotment, Health, Inventory, ResourceKind
 from tests.doubles.clock import FakeClock
 from tests.doubles.devices import FakeDevices, small_inventory
 from tests.doubles.leases import lease
@@ -253,6 +254,20 @@ async def test_the_end_of_a_lease_whose_hardware_was_away_is_looked_after(
         await trio.sleep(SETTLE_S * 2)
         [observed] = outside.commands
         assert isinstance(observed, Observe) and observed.inventory == offered
+
+
+async def test_a_device_that_could_not_be_made_ready_is_looked_at_at_once() -> None:
+    gpu = lease(Allotment("gpu:GPU-1", ResourceKind.GPU, None, 1000))
+    outside = Outside()
+    async with outside.watched() as watcher:
+        for of, reason, looks in (
+            (ONE, RevocationReason.GRANT_FAILED, 0),
+            (gpu, RevocationReason.HOLDER_LOST, 0),
+            (gpu, RevocationReason.GRANT_FAILED, 1),
+        ):
+            watcher.tell([Revoked(EventId(bytes(16)), of.lease_id, of.subject, 1, 0, reason)])
+            await trio.sleep(SETTLE_S * 2)
+            assert outside.looks == looks
 
 
 async def test_what_no_notice_told_is_found_within_a_minute() -> None:
