@@ -310,6 +310,8 @@ def test_call_and_introspect(tmp_path: Path) -> None:
         assert status == 65
         _, out, _ = leasectl(agent, "introspect")
         assert out.splitlines()[1:] == info["interfaces"]
+        _, out, _ = leasectl(agent, "introspect --json")
+        assert json.loads(out) == {"version": 1, "service": info}
         _, out, _ = leasectl(agent, "introspect io.leased.Lease")
         assert out == "interface x\n"
 
