@@ -18,7 +18,7 @@ from leased.collector import config as c
 from leased.collector.archive.manifest import Manifest
 from leased.collector.enrolment import enrol, read_enrolment
 from leased.collector.ingest import Pinned, decode_state
-from leased.collector.main import main
+from leased.collector.main import build_parser, main, spelled
 from leased.collector.witness import load_cosigner, os_entropy
 from leased.ctl.console import Console
 from leased.terms.errors import ConfigError
@@ -31,6 +31,22 @@ def test_the_shipped_file_spells_the_defaults_out() -> None:
     assert c.load(SHIPPED) == c.PullConfig()
     spelled = SHIPPED.read_text("utf-8")
     assert [key for key in c._PULL_KEYS if f"\n{key} = " not in spelled] == []
+
+
+@pytest.mark.parametrize("verb", ["serve", "cosigner", "pull"])
+def test_a_file_that_is_not_there_is_named_once(tmp_path: Path, verb: str) -> None:
+    err, file = io.StringIO(), tmp_path / "none.toml"
+    words = ["--state", str(tmp_path), verb, "--config", str(file)]
+    assert main(words, Console(io.StringIO(), err)) == 78
+    assert err.getvalue().endswith(f"{file}: No such file or directory\n")
+
+
+@pytest.mark.parametrize("state", ["--state DIR", "--state=DIR"])
+@pytest.mark.parametrize("fleet", ["--demo-fleet 3", "--demo-fleet=3"])
+def test_a_demo_fleet_is_made_where_it_is_said(state: str, fleet: str) -> None:
+    for words in (f"{state} {fleet}", f"{fleet} {state}"):
+        meant = build_parser().parse_args(spelled([*words.split(), "--seed", "2"]))
+        assert (meant.verb, str(meant.state), meant.nodes, meant.seed) == ("demo", "DIR", 3, 2)
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,8 @@ def unknown(where: str, key: str, known: tuple[str, ...]) -> ConfigError:
 def read_toml(text: str) -> dict[str, Any]:
     """What a TOML text says, its dates and times as they are written. Raises ConfigError if it is
     none, with the line and the key."""
+    if text.startswith("\ufeff"):
+        raise ConfigError("begins with a byte order mark (BOM): save it as UTF-8 without one")
     try:
         return {key: _spelled(value) for key, value in tomllib.loads(text).items()}
     except tomllib.TOMLDecodeError as error:

@@ -48,6 +48,16 @@ from leased.terms.errors import (
 _EXAMPLE: Final = "leasectl audit enrolment | ssh collector leased-collector enrol"
 
 
+class NoSuchNode(CallerError):
+    """Nobody is followed under this name."""
+
+    wire = "io.leased.Collector.NoSuchNode"
+    exit_status = EX_NOINPUT
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name}: no such node; see `leased-collector nodes`")
+
+
 def register(verbs: Verbs) -> None:
     """Add the verbs of this module."""
     one = verb(
@@ -281,8 +291,7 @@ def verdict(options: argparse.Namespace, console: Console) -> int:
     with closing(open_manifest(options.state, read_only=True)) as manifest:
         logs, replaced = manifest.logs(), manifest.replaced()
     if options.name is not None and options.name not in [entry.name for entry in logs]:
-        console.note(f"{options.name}: no such node; see `leased-collector nodes`")
-        return EX_NOINPUT
+        raise NoSuchNode(options.name)
     chosen = [
         entry
         for entry in logs
@@ -333,12 +342,12 @@ def resolve(options: argparse.Namespace, console: Console) -> int:
 
 
 def _followed(manifest: ManifestTables, name: str) -> LogEntry:
-    """The log that is followed at a node. Raises CallerError."""
+    """The log that is followed at a node. Raises NoSuchNode."""
     for known, _, log_id in manifest.nodes():
         entry = manifest.log(log_id) if known == name else None
         if entry is not None:
             return entry
-    raise CallerError(f"{name}: no such node; see `leased-collector nodes`")
+    raise NoSuchNode(name)
 
 
 def cosigner(options: argparse.Namespace, console: Console) -> int:
