@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 import trio
 
-from leased.chain.note import NoteKey, write_note
+from leased.chain.note import NoteKey, parse_key, write_note
 from leased.chain.signing import parse_pem
 from leased.collector import config as configuration
 from leased.collector.archive.manifest import LogEntry, ManifestTables
@@ -42,6 +42,7 @@ from leased.terms.errors import (
     EX_TEMPFAIL,
     EX_UNAVAILABLE,
     CallerError,
+    ChainError,
     InvalidParameter,
 )
 
@@ -330,14 +331,19 @@ def resolve(options: argparse.Namespace, console: Console) -> int:
         raise InvalidParameter("key", f"{options.key}: {error.strerror}") from error
     except ValueError as error:
         raise InvalidParameter("key", f"{options.key}: {error}") from error
+    key = NoteKey(options.operator, signer.public_key)
+    try:
+        parse_key(key.text())
+    except ChainError as error:
+        raise InvalidParameter("operator", f"{options.operator!r} is no name of a key") from error
     with closing(open_manifest(options.state)) as manifest:
         entry = _followed(manifest, options.name)
         if not Verdict(entry.verdict).sticky:
             raise CallerError(f"{options.name} is {entry.verdict}: there is nothing to resolve")
         text = resolution_text(entry, options.reason)
-        key = NoteKey(options.operator, signer.public_key)
         manifest.add_resolution(entry.log_id, write_note(text, [(key, signer.sign(text.encode()))]))
     console.say(f"{options.name}: left for the puller, signed by {key.text()}")
+    console.note("it counts if [pull] operators has that key; the next pull looks at it")
     return 0
 
 
