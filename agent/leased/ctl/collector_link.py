@@ -241,7 +241,8 @@ def _why(error: Exception) -> str:
     """Why nobody answered, and what helps."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message + _OF_CERTIFICATES.get(error.verify_code, "")
-    why = getattr(error, "reason", None) or str(error) or type(error).__name__
+    why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+    why = why or type(error).__name__
     return f"{why}; does `leased-collector serve` run?"
 
 
