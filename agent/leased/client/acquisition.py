@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from leased.client.faults import CallTimeout
+from leased.client.faults import CallTimeout, LeaseLost
 from leased.client.holding import Holding
 from leased.client.session import Place, Session
 from leased.client.wants import want
@@ -94,10 +94,13 @@ async def request(
         except GIVEN_UP as why:
             with trio.CancelScope(shield=True):
                 made = await _made(session, asked)
-                prepared = any(lease.runtime.state == "granted" for lease in made)
+                live = [lease for lease in made if lease.runtime.ended is None]
+                prepared = any(lease.runtime.state == "granted" for lease in live)
                 if not (prepared and isinstance(why, CallTimeout)):
-                    for lease in made:
+                    for lease in live:
                         await _take_back(session, lease)
+                    if made and not live and isinstance(why, CallTimeout):
+                        raise _over(made[-1]) from why
                     raise
         patience_s = session.timeout_s
 
@@ -106,12 +109,17 @@ async def _made(session: Session, asked: parameters.Acquire) -> list[objects.Lea
     """What there is of the request. Its connection has ended with our wait, and with it a request
     that nobody has looked at yet: it is all that there will be."""
     with suppress(LeasedError), trio.move_on_after(TAKE_BACK_TIMEOUT_S):
-        return [
-            lease
-            for lease in (await session.leases()).leases
-            if lease.context.command_id == asked.command_id and lease.runtime.ended is None
-        ]
+        for closed in (False, True):  # the many that are over only where it must be
+            told = (await session.leases(closed=closed)).leases
+            if made := [one for one in told if one.context.command_id == asked.command_id]:
+                return made
     return []
+
+
+def _over(lease: objects.Lease) -> LeaseLost:
+    """The agent does answer, and will not have this one ready any more."""
+    why = f"{lease.runtime.ended} before it was ready: ask for more time, or for less"
+    return LeaseLost(lease.lease_id, why)
 
 
 async def _take_back(session: Session, lease: objects.Lease) -> None:

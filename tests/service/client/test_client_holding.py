@@ -337,6 +337,28 @@ async def test_what_is_being_made_ready_is_waited_for(session: Session, agent: S
     assert len(agent.calls(parameters.Acquire)) == 4
 
 
+async def test_what_was_not_ready_by_its_deadline_is_over_and_the_agent_there(
+    session: Session, agent: SmallAgent
+) -> None:
+    """It was told as an agent that does not answer, after a minute of its answers."""
+    agent.keep_reply.append(parameters.Acquire)
+
+    async def prepare() -> None:
+        await trio.sleep(1)
+        at, change = the_lease(agent).lease_id, msgspec.structs.replace
+        agent.leases[at] = change(the_lease(agent), state=LeaseState.GRANTED)
+        await trio.sleep(24)
+        over = {"state": LeaseState.REVOKING, "ended": Ending.EXPIRED}
+        agent.leases[at] = change(the_lease(agent), **over)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(prepare)
+        with pytest.raises(LeaseLost, match="expired before it was ready: ask for more time"):
+            async with acquire(session, mem=4096, ttl=25):
+                raise AssertionError("nobody was told of a lease")
+    assert agent.calls(parameters.Release) == []
+
+
 async def test_who_gives_up_does_not_wait_for_an_agent_that_hangs(
     session: Session, agent: SmallAgent
 ) -> None:
