@@ -273,7 +273,8 @@ def write_whole(disk: Disk, name: str, data: bytes) -> None:
 
 
 def write_aside(disk: Disk, name: str, data: bytes, *, synced: bool = True) -> None:
-    """Write what is to become `name` beside it, as `<name>.new`, and make it durable."""
+    """Write what is to become `name` beside it, as `<name>.new`, and make it durable. Raises
+    OSError, with the file's name: the kernel knows that of no descriptor."""
     try:
         handle = disk.create(name + ".new")
     except FileExistsError:
@@ -284,6 +285,9 @@ def write_aside(disk: Disk, name: str, data: bytes, *, synced: bool = True) -> N
         disk.write(handle, data, 0)
         if synced:
             disk.sync(handle)
+    except OSError as error:
+        error.filename = error.filename or str(disk.directory / name)
+        raise
     finally:
         disk.close_handle(handle)
 

@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import io
+import re
 import resource
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from leased.chain.certificate import Role
 from leased.collector.governance.register import Register, Reply
 from leased.collector.invites import Invite, Invites
 from leased.collector.main import main
 from leased.ctl.console import Console
 from leased.terms.errors import EX_IOERR, StateError, disk_error
+from tests.doubles.fleet_pki import FleetPki
+from tests.doubles.small_disk import fill, mounted_small
 
 
 def keep_replies(register: Register) -> None:
@@ -34,6 +38,18 @@ def test_a_register_without_room_says_that_and_nothing_else(tmp_path: Path) -> N
         register.connection.execute("PRAGMA max_page_count = 100000")
         keep_replies(register)
         assert register.reply("a", "99") is not None
+
+
+def test_a_key_that_finds_no_room_is_named(tmp_path: Path) -> None:
+    """It was "No space left on device", and nothing said where."""
+    certificate, err = FleetPki(tmp_path / "pki").issue(Role.COLLECTOR, "west"), io.StringIO()
+    config = tmp_path / "west.toml"
+    config.write_text(f'[pull]\ncertificate = "{certificate}"\n')
+    with mounted_small(tmp_path / "state") as state:
+        fill(state)
+        words = ["--state", str(state), "cosigner", "--config", str(config)]
+        assert main(words, Console(io.StringIO(), err, terminal=False)) == EX_IOERR
+    assert re.search(r"state/\S+: No space left on device\n", err.getvalue()), err.getvalue()
 
 
 def test_an_invite_on_a_full_disk_is_no_traceback(tmp_path: Path) -> None:
