@@ -68,8 +68,6 @@ def _lines(told: Mapping[str, Any], above: str) -> Iterable[str]:
         title = f"{above}{_title(name)}"
         if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
             yield from _lines(value, f"{title}, ")
-        elif isinstance(value, dict):
-            yield f"{title}: " + ", ".join(f"{_title(k)} {_text(v)}" for k, v in value.items())
         elif not _is_table(value):
             yield f"{title}: {_text(value)}"
 

@@ -52,3 +52,8 @@ def test_the_rows_of_a_bill_are_its_lines_however_many_logs_it_follows_from():
     assert names({"line_items": [], "audit": more}) == []
     assert names({"by_tenant": one, "by_type": more}) == ["line"]
     assert names({"by_tenant": more, "groups": one}) == ["line"]
+
+
+def test_what_is_empty_is_said_to_be_none() -> None:
+    said = told({"strategies": {}, "tenants": [], "capacity": {"gpus": 8}}, as_csv=False)
+    assert said.splitlines() == ["strategies: none", "tenants: none", "capacity: gpus 8"]
