@@ -331,7 +331,8 @@ static int explain(const struct reaper *r, int rc)
 			      "that wrote it\"");
 		return EX_CONFIG;
 	}
-	say(LOG_CRIT, "event=start_failed errno=%d why=\"%s\"", -rc, strerror(-rc));
+	say(LOG_CRIT, "event=start_failed errno=%d why=\"%s\" runtime_dir=%s", -rc, strerror(-rc),
+		r->options.runtime_dir);
 	return EX_OSERR;
 }
 

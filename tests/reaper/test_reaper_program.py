@@ -27,7 +27,7 @@ from leased.hardware.clock import BootClock
 from leased.ports import Arming
 from leased.service.reaper import protocol
 from leased.service.reaper.process import find_reaper
-from leased.terms.errors import EX_USAGE
+from leased.terms.errors import EX_OSERR, EX_USAGE
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport
 from tests.doubles.host import not_proven
@@ -87,6 +87,14 @@ def test_what_cannot_be_meant_is_refused(arguments: tuple[str, ...]) -> None:
     done = _run(*arguments)
     assert done.returncode == EX_USAGE
     assert "usage: leased-reaper" in done.stderr
+
+
+def test_a_directory_that_it_cannot_have_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "none" / "below", tmp_path / "file"):
+        done = _run("--runtime-dir", str(place))
+        assert done.returncode == EX_OSERR
+        assert re.search(rf'start_failed .*why=".*" runtime_dir={place}\n', done.stderr)
 
 
 @needs_root
