@@ -39,7 +39,7 @@ def stuck_files(at: Path) -> Iterator[Path]:
     if libc.mount(b"stuck", str(at).encode(), b"fuse", 0, options):
         os.close(server)
         not_proven("files of FUSE", os.strerror(ctypes.get_errno()))
-    serving = threading.Thread(target=_serve, args=[server], daemon=True)
+    serving = threading.Thread(target=serve, args=[server], daemon=True)
     serving.start()
     try:
         yield at
@@ -49,14 +49,15 @@ def stuck_files(at: Path) -> Iterator[Path]:
         os.close(server)
 
 
-def _serve(server: int) -> None:
+def serve(server: int, *, closes: bool = False) -> None:
+    """Answer until it is unmounted; `closes`: those who close a file, too."""
     while True:
         try:
             asked = os.read(server, 1 << 17)
         except OSError:  # unmounted
             return
         _, opcode, unique, node, *_ = _REQUEST.unpack_from(asked)
-        if opcode == _FLUSH:
+        if opcode == _FLUSH and not closes:
             continue
         answer = _answer(opcode, node)
         error = 0 if answer is not None else -errno.ENOSYS

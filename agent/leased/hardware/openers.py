@@ -161,11 +161,12 @@ class _Look:
                 yield node
 
     def _number_there(self, path: str, key: bytes = b"") -> Node | None:
-        """The node that is mapped; None where it is anything else, or unmapped meanwhile."""
+        """The node that is mapped; None where it is anything else, or unmapped meanwhile. A file
+        system of FUSE refuses root, too, unless root mounted it, and has no device nodes then."""
         try:
             node = self._number(path)
         except DeviceError as error:
-            if error.errno not in (errno.ENOENT, errno.ESRCH):
+            if error.errno not in (errno.ENOENT, errno.ESRCH, errno.EACCES):
                 raise
             return None
         if key:
