@@ -322,8 +322,7 @@ class BlockBackend:
             try:
                 proven = await self._prove(lease, allotment)
             except DeviceError as error:
-                failed = failed_step(TeardownStep.WORKER, error, began_ns)
-                proven = calls.Proven(False, (failed,))
+                proven = calls.Proven(False, (failed_step(TeardownStep.WORKER, error, began_ns),))
             steps.extend(proven.steps)
             identity = identity_in(allotment.resource_id)
             if not proven.clean:

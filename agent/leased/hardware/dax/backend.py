@@ -243,8 +243,7 @@ class DaxBackend:
                 self._note(identity, name=released.name)
                 return released
             except DeviceError as error:
-                failed = failed_step(TeardownStep.RELEASE, error, began_ns)
-                return calls.Released("", 0, (failed,))
+                return calls.Released("", 0, (failed_step(TeardownStep.RELEASE, error, began_ns),))
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
         """Each range by itself: what its scrub came to, and what a witness sees."""
