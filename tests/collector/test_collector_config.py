@@ -14,11 +14,12 @@ import pytest
 from leased.chain.certificate import Role
 from leased.chain.epochs import EPOCHS_AHEAD_MAX, EpochKey
 from leased.chain.note import NoteKey
+from leased.chain.signing import Signer
 from leased.collector import config as c
 from leased.collector.archive.manifest import Manifest
 from leased.collector.enrolment import enrol, read_enrolment
 from leased.collector.ingest import Pinned, decode_state
-from leased.collector.main import main
+from leased.collector.main import build_parser, main, spelled
 from leased.collector.witness import load_cosigner, os_entropy
 from leased.ctl.console import Console
 from leased.terms.errors import ConfigError
@@ -31,6 +32,22 @@ def test_the_shipped_file_spells_the_defaults_out() -> None:
     assert c.load(SHIPPED) == c.PullConfig()
     spelled = SHIPPED.read_text("utf-8")
     assert [key for key in c._PULL_KEYS if f"\n{key} = " not in spelled] == []
+
+
+@pytest.mark.parametrize("verb", ["serve", "cosigner", "pull"])
+def test_a_file_that_is_not_there_is_named_once(tmp_path: Path, verb: str) -> None:
+    err, file = io.StringIO(), tmp_path / "none.toml"
+    words = ["--state", str(tmp_path), verb, "--config", str(file)]
+    assert main(words, Console(io.StringIO(), err)) == 78
+    assert err.getvalue().endswith(f"{file}: No such file or directory\n")
+
+
+@pytest.mark.parametrize("state", ["--state DIR", "--state=DIR"])
+@pytest.mark.parametrize("fleet", ["--demo-fleet 3", "--demo-fleet=3"])
+def test_a_demo_fleet_is_made_where_it_is_said(state: str, fleet: str) -> None:
+    for words in (f"{state} {fleet}", f"{fleet} {state}"):
+        meant = build_parser().parse_args(spelled([*words.split(), "--seed", "2"]))
+        assert (meant.verb, str(meant.state), meant.nodes, meant.seed) == ("demo", "DIR", 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +104,22 @@ def test_an_enrolment_that_cannot_be_is_refused(wrong: dict[str, int | str]) -> 
     assert read_enrolment(json.dumps(told).encode(), "from a test").seal_epoch == 3
     with pytest.raises(ConfigError, match="counted from 0|nothing can hold"):
         read_enrolment(json.dumps({**told, **wrong}).encode(), "from a test")
+
+
+def test_what_is_no_enrolment_is_told_what_one_is() -> None:
+    """As where `leasectl audit enrolment` printed nothing into a pipe."""
+    for raw in (b"", b"-----BEGIN CERTIFICATE-----", b'{"format": "leased-enrol'):
+        with pytest.raises(ConfigError, match="standard input: .*`leasectl audit enrolment`"):
+            read_enrolment(raw, "standard input")
+
+
+@pytest.mark.parametrize("operator", ["m ia", "", "mia+x"])
+def test_an_operator_has_a_name_that_a_key_may_have(tmp_path: Path, operator: str) -> None:
+    key, err = tmp_path / "mia.pem", io.StringIO()
+    key.write_bytes(Signer(b"\x0e" * 32).pem())
+    words = ["resolve", "alpha", "--operator", operator, "--key", str(key), "--reason", "x"]
+    assert main(["--state", str(tmp_path), *words], Console(io.StringIO(), err)) == 65
+    assert "operator: " in err.getvalue() and "no name of a key" in err.getvalue()
 
 
 def test_a_later_document_of_an_enrolled_log_is_taken_and_another_is_not(tmp_path: Path) -> None:

@@ -292,7 +292,24 @@ def test_over_mutual_tls(tmp_path: Path, pki: FleetPki) -> None:
         refused = ask(url, "quota", "set", "acme", "gpus=1", "--reason", "x", link=link, status=77)
         assert "forbidden" in refused.stderr
         # Nobody vouches for it where the CA is not given.
-        ask(url, "status", status=69)
+        assert "--ca FILE" in ask(url, "status", status=69).stderr
+        other = ask(f"https://127.0.0.2:{match[1]}", "status", link=link, status=69).stderr
+        assert "does `leased-collector serve` run" in other, "it listens at 127.0.0.1"
+
+
+def test_a_fleet_that_is_called_otherwise_in_the_configuration_is_told(
+    tmp_path: Path, pki: FleetPki
+) -> None:
+    """Whoever came with a certificate was refused, and was told to come with one."""
+    out, err = io.StringIO(), io.StringIO()
+    with over_tls(tmp_path / "collector", pki) as running:
+        written = running.config.read_text()
+        for fleet, told in ((pki.fleet, ""), ("leased", f"is of the fleet {pki.fleet}, and")):
+            said = written.replace(f'fleet = "{pki.fleet}"', f'fleet = "{fleet}"')
+            running.config.write_text(said)
+            words = ["serve", "--config", str(running.config), "--check"]
+            assert collector(words, Console(out, err)) == 0
+            assert told in err.getvalue() and bool(told) == bool(err.getvalue())
 
 
 def test_a_node_of_the_fleet_is_taken_for_no_collector(tmp_path: Path, pki: FleetPki) -> None:

@@ -285,7 +285,7 @@ def test_the_verb_says_where_it_stands(
         console = Console(out, err, program="leased-collector")
         return main(["--state", str(west.state), "import", *words], console)
 
-    assert say("beta", str(source)) == 65 and "no such node" in err.getvalue()
+    assert say("beta", str(source)) == 66 and "no such node" in err.getvalue()
     archive = Archive(west.state)
     assert say("alpha", str(source)) == 78 and "another collector has it" in err.getvalue()
     archive.close()

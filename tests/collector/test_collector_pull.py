@@ -339,7 +339,7 @@ async def test_a_restore_from_a_backup_is_a_rollback_until_it_is_resolved(
         manifest.close()
         reached = (await west.pull())["alpha"]
     assert reached.verdict == "OK"
-    assert any("a resolution was refused" in one for one in west.told)
+    assert any("refused ([pull] operators: whose count)" in one for one in west.told)
     assert any("resolved by mia" in one for one in west.told)
     [resolved] = [event for event in west.own_events() if isinstance(event, VerdictResolved)]
     assert "the right disk is back" in resolved.note

@@ -372,6 +372,27 @@ def test_a_store_of_another_format_or_of_no_database_is_refused(tmp_path: Path) 
         Store(tmp_path)
 
 
+def test_a_store_that_was_only_begun_has_nothing_yet(tmp_path: Path) -> None:
+    """As a disk leaves it that was full when it was to be made."""
+    (tmp_path / NAME).touch()
+    with pytest.raises(StateError, match="no telemetry was received yet"):
+        Store(tmp_path, reading=True)
+
+
+def test_a_page_that_the_disk_has_changed_is_told_and_no_traceback(tmp_path: Path) -> None:
+    writer = Store(tmp_path)
+    fill(writer, points([1, 2]))
+    writer._base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    writer.close()
+    raw = (tmp_path / NAME).read_bytes()
+    (tmp_path / NAME).write_bytes(raw[:4096] + b"\xff" * (len(raw) - 4096))
+    store = Store(tmp_path, reading=True)
+    for ask in (store.last_s, store.heard, lambda: list(store.leases(0, BEGIN_S * 2))):
+        with pytest.raises(StateError, match="malformed"):
+            ask()
+    store.close()
+
+
 def test_whoever_reads_makes_nothing_and_disturbs_nobody(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="no telemetry"):
         Store(tmp_path, reading=True)

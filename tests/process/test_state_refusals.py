@@ -274,6 +274,25 @@ def test_a_directory_that_anybody_may_write_to(grown: HostAgent, which: str) -> 
     grown.start()
 
 
+def test_a_runtime_directory_that_is_none(grown: HostAgent) -> None:
+    """Who waited there for a reaper waited half a minute, and was told to start one."""
+    kept = grown.runtime.rename(grown.directory / "kept")
+    grown.runtime.touch()
+    grown.launch()
+    assert grown.wait() == EX_CONFIG
+    assert f"{grown.runtime}: " in grown.log() and "no directory is in its place" in grown.log()
+    grown.runtime.unlink()
+    kept.rename(grown.runtime)
+    grown.start()
+
+
+def test_a_runtime_directory_that_is_read_only(grown: HostAgent) -> None:
+    shut = f"mount -t tmpfs -o ro leased-test {grown.runtime}"
+    status, said = grown.refused(wrap=in_a_mount_namespace(shut))
+    assert status == EX_CONFIG and f"{grown.runtime}: cannot be written" in said
+    grown.start()
+
+
 @pytest.mark.parametrize("name", ["log.id", "anchor", "node.key", "seal.key", "segment"])
 def test_a_pipe_where_a_file_of_the_log_should_be(grown: HostAgent, name: str) -> None:
     """Whoever opens one waits for a writer: the start hung."""

@@ -178,7 +178,7 @@ def test_the_operators_door_is_shut(shared_agent: HostAgent) -> None:
     assert revoked["error"] == "org.varlink.service.InterfaceNotFound"
     with pytest.raises(Remote, match="InterfaceNotFound"):
         shared_agent.call("Admin.Status")
-    leasectl_as_nobody(shared_agent, "admin", "status", status=69)
+    leasectl_as_nobody(shared_agent, "admin", "status", status=77)
 
 
 def test_the_reapers_door_and_state_are_shut(shared_agent: HostAgent) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from leased.client.amounts import told
 from leased.terms.errors import (
     EX_LEASE_LOST,
+    EX_NOPERM,
     EX_PROTOCOL,
     EX_TEMPFAIL,
     EX_UNAVAILABLE,
@@ -81,7 +82,10 @@ class AgentUnavailable(LeasedError):
     def at(cls, path: str, error: OSError) -> AgentUnavailable:
         """What the socket at `path` said, and what to do about it."""
         hint = _HINTS.get(error.errno or 0, "`leasectl doctor` looks what is wrong")
-        return cls(f"no agent at {path}: {error.strerror or error}; {hint}")
+        told = cls(f"no agent at {path}: {error.strerror or error}; {hint}")
+        if error.errno == errno.EACCES:
+            told.exit_status = EX_NOPERM
+        return told
 
 
 class CallTimeout(AgentUnavailable):

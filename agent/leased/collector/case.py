@@ -143,7 +143,7 @@ class Case:
                 with manifest.transaction():
                     manifest.hold(part_of(entry.node))
                     manifest.applied(number)
-                told.append(f"a resolution was refused: {error}")
+                told.append(f"a resolution was refused ([pull] operators: whose count): {error}")
                 continue
             witness.tell_resolution(bytes.fromhex(entry.log_id), entry.verdict, note)
             with manifest.transaction():

@@ -62,7 +62,8 @@ def read_enrolment(raw: bytes, source: str) -> Pinned:
         seal = None if told.seal_key is None else bytes.fromhex(told.seal_key)
         log_id, node_id = parse_id(told.log_id, "log_id"), parse_id(told.node_id, "node_id")
     except (*UNREADABLE, ChainError, ValueError) as error:
-        raise ConfigError(f"{source}: {error}") from error
+        hint = "not what `leasectl audit enrolment` prints, or not all of it"
+        raise ConfigError(f"{source}: {error}; {hint}") from error
     if key.name != told.origin or key.kind != ED25519 or len(first) != 32:
         raise ConfigError(f"{source}: the key is not one of the log {told.origin}")
     if seal is not None and (len(seal) != 32 or told.seal_epoch is None):

@@ -89,7 +89,7 @@ def spelled(words: Sequence[str]) -> list[str]:
     """`--demo-fleet N` in full: a verb is wanted, and that is which."""
     given: list[str] = []
     for word in words:
-        given += word.split("=", 1) if word.startswith(f"{DEMO_FLEET}=") else [word]
+        given += word.split("=", 1) if word.startswith((f"{DEMO_FLEET}=", "--state=")) else [word]
     if DEMO_FLEET not in given[:-1]:
         return list(words)
     at = given.index(DEMO_FLEET)

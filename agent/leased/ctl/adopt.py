@@ -20,7 +20,7 @@ from leased.client import Session
 from leased.client.holding import Holding
 from leased.ctl import render
 from leased.ctl.agent import find_lease, online
-from leased.ctl.asks import add_request, as_call, request
+from leased.ctl.asks import add_request, as_call, refuse_request, request, take_duration
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_LEASE_LOST, InvalidParameter
@@ -73,12 +73,14 @@ async def _asked(
 ) -> parameters.Adopt:
     command_id = session.command_id()
     if options.lease is not None:
+        if options.duration is not None:
+            raise InvalidParameter("for", "the lease has its end: `leasectl renew` moves it")
+        refuse_request(options, "the lease has it, or not: leave it away")
         lease_id = await find_lease(session, options.lease)
         return parameters.Adopt(lease_id=lease_id, command_id=command_id)
     if options.wait is not None:
         raise InvalidParameter("wait", "running work does not wait for a lease")
-    if options.duration is not None:
-        options.ttl = options.duration
+    take_duration(options)
     wanted, notes = request(options)
     for note in notes:
         console.note(note)

@@ -248,6 +248,22 @@ def add_rank(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def take_duration(options: argparse.Namespace) -> None:
+    """What `--for` says is the ttl. Raises InvalidParameter."""
+    if options.duration is not None:
+        if options.ttl is not None:
+            raise InvalidParameter("ttl", "--for says how long")
+        options.ttl = options.duration
+
+
+def refuse_request(options: argparse.Namespace, why: str) -> None:
+    """Nothing of `add_request` has a meaning here. Raises InvalidParameter."""
+    terms = ("ttl", "wait", "priority", "grace", "workload", "tag")
+    for name in (*(kind for kind, *_ in KINDS), *terms):
+        if getattr(options, name):
+            raise InvalidParameter(name, why)
+
+
 def request(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """The parameters of an Acquire or Plan, and what to note. Raises InvalidParameter."""
     resources: list[dict[str, Any]] = []

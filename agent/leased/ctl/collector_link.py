@@ -61,6 +61,13 @@ _STEPS: Final = {
 }
 
 
+_OF_CERTIFICATES: Final = {
+    **dict.fromkeys((18, 19, 20, 21), "; --ca FILE says whose certificates it may have"),
+    **dict.fromkeys((62, 64), "; ask for it by a name that is in it"),
+}
+"""What helps, by X509_V_ERR: nobody here vouches for it; it is another host's."""
+
+
 class Unreachable(LeasedError):
     """No collector answers there, or not as one of this fleet does."""
 
@@ -203,10 +210,7 @@ class Link:
             raw = answer.read(ANSWER_BYTES_MAX + 1)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            why = getattr(error, "verify_message", None) or getattr(error, "reason", None) or error
-            raise Unreachable(
-                f"{self._where}: {why or type(error).__name__}; does `leased-collector serve` run?"
-            ) from error
+            raise Unreachable(f"{self._where}: {_why(error)}") from error
         if len(raw) > ANSWER_BYTES_MAX:
             self._connection.close()
             raise Unreachable(f"{self._where}: an answer above {ANSWER_BYTES_MAX} bytes")
@@ -231,6 +235,15 @@ class Link:
 def below(*parts: str) -> str:
     """A path, of parts that may hold anything."""
     return "/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _why(error: Exception) -> str:
+    """Why nobody answered, and what helps."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message + _OF_CERTIFICATES.get(error.verify_code, "")
+    why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+    why = why or type(error).__name__
+    return f"{why}; does `leased-collector serve` run?"
 
 
 def _problem(raw: bytes) -> Mapping[str, Any]:

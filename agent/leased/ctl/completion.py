@@ -31,6 +31,7 @@ class Node:
         self.summary = summary
         self.verbs: dict[str, Node] = {}
         self.options: list[argparse.Action] = []
+        self.fixed: list[str] = []
         self.asked = ""
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -40,6 +41,7 @@ class Node:
             elif action.option_strings:
                 self.options.append(action)
             else:
+                self.fixed += map(str, action.choices or ())
                 self.asked = ASKED.get(action.dest, self.asked)
 
     @property
@@ -55,7 +57,7 @@ class Node:
     def words(self) -> list[str]:
         """Everything that may be typed after it."""
         options = [text for action in self.options for text in action.option_strings]
-        return [*self.verbs, *options]
+        return [*self.verbs, *self.fixed, *options]
 
     def walk(self) -> Iterator[Node]:
         """It and everything below it."""
@@ -99,12 +101,19 @@ def _bash(tree: Node) -> str:
     lines = [
         f"# bash completion for {tree.program}; made by `{tree.program} completion bash`",
         f"{tree.function}() {{",
-        '    local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}"',
+        # Whole, as it is typed: bash parts words at colons and at "=", too.
+        '    local word="${COMP_LINE:0:COMP_POINT}" before="${COMP_WORDS[COMP_CWORD-1]}"',
         f'    local path="{tree.program}" words="" asked="" index part',
         "    COMPREPLY=()",
+        '    word="${word##*[[:space:]]}"',
+        '    [[ $COMP_WORDBREAKS == *=* && $word == --*=* ]] &&'
+        ' { before="${word%%=*}"; word="${word#*=}"; }',
         "    for ((index = 1; index < COMP_CWORD; index++)); do",
         '        part="${COMP_WORDS[index]}"',
-        '        [[ $part == -- ]] && { COMPREPLY=($(compgen -c -- "$word")); return; }',
+        "        if [[ $part == -- ]]; then  # a command, and then files",
+        '            ((index + 1 < COMP_CWORD)) || COMPREPLY=($(compgen -c -- "$word"))',
+        "            return",
+        "        fi",
         '        case "$path $part" in',
     ]
     for node in tree.walk():
@@ -118,9 +127,10 @@ def _bash(tree: Node) -> str:
                 keys = "|".join(f'"{" ".join(node.path)} {text}"' for text in action.option_strings)
                 choices = " ".join(map(str, action.choices))
                 lines.append(f'        {keys}) words="{choices}" ;;')
-            elif _takes_word(action) and _is_file(action):
+            elif _takes_word(action):
                 keys = "|".join(f'"{" ".join(node.path)} {text}"' for text in action.option_strings)
-                lines.append(f'        {keys}) COMPREPLY=($(compgen -f -- "$word")); return ;;')
+                then = "return" if _is_file(action) else "compopt +o default; return"
+                lines.append(f"        {keys}) {then} ;;")
     lines += ["    esac", '    if [[ -z $words ]]; then case "$path" in']
     for node in tree.walk():
         asked = f'; [[ $word == -* ]] || asked="$({node.asked})"' if node.asked else ""
@@ -129,6 +139,9 @@ def _bash(tree: Node) -> str:
     lines += [
         "    esac; fi",
         '    COMPREPLY=($(compgen -W "$words $asked" -- "$word"))',
+        # What stands before the last colon is there already.
+        '    [[ $COMP_WORDBREAKS == *:* && $word == *:* ]] &&',
+        '        COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*:}"}"}")',
         "}",
         f"complete -o default -F {tree.function} {tree.program}",
     ]
@@ -162,6 +175,7 @@ def _zsh(tree: Node) -> str:
     lines += ["    esac", '    case "$at" in']
     for node in tree.walk():
         described = [f"'{name}:{_described(below.summary)}'" for name, below in node.verbs.items()]
+        described += [f"'{name}'" for name in node.fixed]
         described += [
             f"'{text}:{_described(action.help or '')}'"
             for action in node.options
@@ -205,6 +219,8 @@ def _fish(tree: Node) -> str:
             lines.append(f"{start} -a {name} -d '{_plain(below.summary)}'")
         for action in node.options:
             lines.extend(_fish_option(start, action))
+        if node.fixed:
+            lines.append(f"{start} -f -a '{' '.join(node.fixed)}'")
         if node.asked:
             quoted = node.asked.replace("\\", "\\\\").replace("'", "\\'")
             lines.append(f"{start} -f -a '({quoted})'")

@@ -242,7 +242,7 @@ def _authority(folder: Path) -> Authority:
 def put_files(folder: Path, stem: str, minted: Minted, *, again: bool = False) -> None:
     """Write a key and its certificate: neither takes its name before both are durable. `again`:
     over those that are there, and for the same owner, who may be a service's. Raises CallerError if
-    one is there, or cannot be written."""
+    one is there, OSError where they cannot be written."""
     key, certificate = f"{stem}.key", f"{stem}.pem"
     try:
         disk = DirectoryDisk(folder)
@@ -265,7 +265,7 @@ def put_files(folder: Path, stem: str, minted: Minted, *, again: bool = False) -
             disk.rename(f"{name}.new", name)
         disk.sync_names()
     except OSError as error:
-        raise CallerError(f"{folder}: {error.strerror}") from error
+        raise OSError(error.errno, error.strerror, str(folder)) from error
     finally:
         disk.close()
 

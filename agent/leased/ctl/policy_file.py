@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from leased.durable.reading import read_text
-from leased.terms.errors import ConfigError
+from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.policy import Policy
 from leased.terms.policy_text import read_policy
 from leased.terms.reading import read_json, read_toml
@@ -26,6 +26,8 @@ def load_policy(file: Path) -> Policy:
         if not isinstance(document, dict):
             raise ConfigError("a policy is a table of keys")
         return read_policy(document, "")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InvalidParameter("file", f"{file}: {error.strerror}") from error
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
     except (ConfigError, ValueError, RecursionError) as error:  # also no JSON, and no UTF-8

@@ -16,7 +16,7 @@ from typing import Any, Final
 from leased.durable.reading import read_text
 from leased.economics import rates
 from leased.economics.rates import DEFAULT_CARD, Rate, RateCard
-from leased.terms.errors import ConfigError
+from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.lease import Priority
 from leased.terms.reading import read_toml
 from leased.terms.resource import ResourceKind, TierKind
@@ -40,6 +40,8 @@ def load_card(file: Path) -> RateCard:
     """The card in `file`. Raises ConfigError naming file and key."""
     try:
         document = read_toml(read_text(file, pipe=True))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InvalidParameter("rates", f"{file}: {error.strerror}") from error
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
     except (UnicodeDecodeError, ConfigError) as error:

@@ -78,7 +78,8 @@ async def introspect(options: argparse.Namespace, console: Console, session: Ses
         return 0
     info = await session.info()
     if options.json:
-        console.document(msgspec.to_builtins(info))
+        # Below a name: it has a version of its own.
+        console.document({"service": msgspec.to_builtins(info)})
         return 0
     console.say(f"{info.product} {info.version}")
     for name in info.interfaces:

@@ -127,6 +127,8 @@ def _refuse_choice(options: argparse.Namespace) -> None:
 def _refuse_negative(options: argparse.Namespace) -> None:
     if options.first < 0:
         raise InvalidParameter("from", f"{options.first}: records are counted from 0")
+    if options.last is not None and options.last < 0:
+        raise InvalidParameter("last", f"{options.last}: how many, from 0")
 
 
 def _write(options: argparse.Namespace, file: BinaryIO) -> int:

@@ -26,7 +26,7 @@ from leased.client.holding import Holding
 from leased.ctl import child as children
 from leased.ctl import receipts, render
 from leased.ctl.agent import find_lease, name_requeued, online, socket_path
-from leased.ctl.asks import add_rank, add_request, as_call, request
+from leased.ctl.asks import add_rank, add_request, as_call, request, take_duration
 from leased.ctl.child import Child, Orders
 from leased.ctl.console import Console, length
 from leased.ctl.forwarding import Forwarding
@@ -163,7 +163,7 @@ def _enter(options: argparse.Namespace, command: Sequence[str], console: Console
 
 
 async def _alloc_for(options: argparse.Namespace, console: Console, session: Session) -> int:
-    options.ttl = options.duration
+    take_duration(options)
     granted, fds = await _acquire(options, console, session, bind="deadline")
     for fd in fds:
         os.close(fd)

@@ -38,6 +38,8 @@ VOLATILE: Final = frozenset(("tmpfs", "ramfs"))
 ANSWER_S: Final = 2.0
 CHECK_S: Final = 30.0
 UNITS: Final = ("leased.service", "leased-reaper.service")
+BESIDE: Final = ("leased-cgroup.service", "leased.socket", "leased-admin.socket")
+"""Without the first those do not start, without the others nobody starts them."""
 HARDENING: Final = {
     "NoNewPrivileges": "yes",
     "ProtectSystem": "strict",
@@ -205,12 +207,22 @@ def units(root: Path) -> Iterator[Finding]:
     if not (root / "run/systemd/system").exists():
         yield Finding(Grade.NOTE, "systemd", "does not run here", "the agent starts its own reaper")
         return
-    for unit in UNITS:
-        shown = _show_unit(unit)
-        if shown is None or shown.get("LoadState") != "loaded":
-            yield Finding(Grade.WARN, unit, "not installed")
-            continue
-        yield from judge_unit(unit, shown, root)
+    for unit in (*UNITS, *BESIDE):
+        shown = _show_unit(unit) or {}
+        state = shown.get("LoadState", "not-found")
+        if state != "loaded":
+            yield _not_loaded(unit, state)
+        elif unit in UNITS:
+            yield from judge_unit(unit, shown, root)
+
+
+def _not_loaded(unit: str, state: str) -> Finding:
+    if state == "not-found":
+        return Finding(Grade.WARN, unit, "not installed")
+    advice = f"systemctl status {unit} says what is wrong with its file"
+    if state == "masked":
+        advice = f"it cannot be started: systemctl unmask {unit}; systemctl start {unit}"
+    return Finding(Grade.WARN, unit, state, advice)
 
 
 def _show_unit(unit: str) -> dict[str, str] | None:

@@ -18,7 +18,7 @@ from leased.ctl.agent import online
 from leased.ctl.asks import parse_duration
 from leased.ctl.console import Console, length
 from leased.ctl.usage_text import Verbs, verb
-from leased.terms.errors import EX_UNAVAILABLE
+from leased.terms.errors import EX_UNAVAILABLE, InvalidParameter
 from leased.wire import objects, parameters, replies
 
 CLEAR: Final = "\x1b[H\x1b[J"
@@ -86,6 +86,8 @@ class Seen:
 async def top(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Show leases and devices."""
     every_ns = parse_duration(options.every)
+    if every_ns <= 0:
+        raise InvalidParameter("every", f"{options.every}: above 0")
     live = not options.once and not options.json and console.live
     lasting = live or (options.json and not options.once)
     watched = parameters.TelemetryWatch(interval_ns=every_ns)

@@ -300,6 +300,8 @@ def explain(error: OSError, path: Path) -> str:
             return f"{what}; the agent must own the directory and be allowed to write in it"
         case errno.ENOENT:
             return f"{what}; make the parent directory (StateDirectory= of the unit does)"
+        case errno.EEXIST | errno.ENOTDIR:
+            return f"{what}; something that is no directory is in its place: move it away"
         case errno.EIO:
             return f"{what}; the disk failed: read the kernel log, and copy the directory first"
     return what

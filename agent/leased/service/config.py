@@ -40,6 +40,7 @@ DEFAULT_CONFIG_PATH: Final = Path("/etc/leased/leased.toml")
 CGROUP_ROOT: Final = "leased.slice/leased-cgroup.service"
 """The unit that delegates it; without systemd the agent makes the directories."""
 
+SOCKET_PATH_BYTES_MAX: Final = 107
 UNMAPPED_BY_UID: Final = "uid-{uid}"
 
 
@@ -295,6 +296,10 @@ def check(config: Config) -> Config:
     for key in ("state_dir", "runtime_dir"):
         if not getattr(config.paths, key).is_absolute():
             raise ConfigError(f"paths.{key}: must be absolute")
+    # A door is made aside: a dot before its name, and the process id behind.
+    aside = len(str(config.paths.admin_socket).encode()) + len(".") + len(".4194304")
+    if aside > SOCKET_PATH_BYTES_MAX:
+        raise ConfigError("paths.runtime_dir: too long for the name of a socket in it")
     return config
 
 

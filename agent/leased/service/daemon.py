@@ -30,7 +30,7 @@ from leased.service.agent import Agent, build
 from leased.service.config import DEFAULT_CONFIG_PATH, Config, budgets
 from leased.service.config_file import load
 from leased.service.lifeline import Lifeline, take_listen_fds
-from leased.service.opening import find_footing, open_node_log
+from leased.service.opening import find_footing, make_runtime_directory, open_node_log
 from leased.terms.errors import EX_SOFTWARE, EX_USAGE, ChainError, LeasedError, StateError
 from leased.terms.moment import NS_PER_S
 from leased.terms.quantity import print_duration
@@ -139,6 +139,7 @@ async def _serve(config: Config, config_path: Path | None, *, fail_closed: bool)
     handed = take_listen_fds(os.environ)
     started_ns = time.monotonic_ns()
     footing = find_footing(config)
+    make_runtime_directory(config)
     opened = await open_node_log(
         config, footing, handed=handed, lifeline=lifeline, fail_closed=fail_closed
     )

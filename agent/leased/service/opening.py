@@ -10,6 +10,7 @@ Does not replay the log (`recovery`).
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -81,6 +82,18 @@ def refuse_what_anybody_may_write(config: Config) -> None:
             raise StateError(explain(error, path)) from error
         if mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
             raise StateError(f"{path}: anybody may write there; run `chmod o-w {path}`")
+
+
+def make_runtime_directory(config: Config) -> None:
+    """The reaper's door and ours are in it. Raises StateError where there can be none: a reaper
+    that cannot come would be waited for."""
+    path = config.paths.runtime_dir
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(explain(error, path)) from error
+    if not os.access(path, os.W_OK):
+        raise StateError(f"{path}: cannot be written: its sockets would be there; remount it")
 
 
 async def open_node_log(

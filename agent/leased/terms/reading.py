@@ -165,12 +165,18 @@ def unknown(where: str, key: str, known: tuple[str, ...]) -> ConfigError:
 def read_toml(text: str) -> dict[str, Any]:
     """What a TOML text says, its dates and times as they are written. Raises ConfigError if it is
     none, with the line and the key."""
+    _refuse_mark(text)
     try:
         return {key: _spelled(value) for key, value in tomllib.loads(text).items()}
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(_misread(text, str(error))) from error
     except (ValueError, RecursionError) as error:  # numbers and nesting without an end
         raise ConfigError(str(error)) from error
+
+
+def _refuse_mark(text: str) -> None:
+    if text.startswith("\ufeff"):
+        raise ConfigError("begins with a byte order mark (BOM): save it as UTF-8 without one")
 
 
 def _spelled(value: Any) -> Any:
@@ -206,6 +212,7 @@ def read_json(text: str, at: str) -> Any:
     """What a JSON text says. Raises ConfigError if it gives a key twice, ValueError or
     RecursionError if it is none.
     """
+    _refuse_mark(text)
     found = json.loads(text, object_pairs_hook=_table_of)
     for key in _twice(found, ""):
         raise ConfigError(f"{at}{key}: given twice")

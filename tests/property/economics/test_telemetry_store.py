@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leased.collector.telemetry import store as store_module
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import WINDOW_S, Rollup
 from leased.collector.telemetry.store import NAME, Store
+from leased.collector.telemetry.tables import FROM
 from leased.terms.errors import StateError
 from leased.terms.moment import NS_PER_S
 
@@ -104,7 +104,7 @@ def test_whoever_is_killed_while_it_brings_a_store_along_leaves_it_as_it_was_or_
     tmp_path: Path, version: int
 ) -> None:
     """The script is broken off behind each of its statements."""
-    whole = [one for one in store_module._FROM[version].split(";") if one.strip()]
+    whole = [one for one in FROM[version].split(";") if one.strip()]
     for statements in range(len(whole) + 1):
         directory = tmp_path / str(statements)
         directory.mkdir()

@@ -23,6 +23,7 @@ UNREADABLE = {
     "brackets without an end": b"a = " + b"[" * 100_000,
     "no text": b"a = '\xff'",
     "a key twice": b"a = 1\na = 2\n",
+    "a mark of another editor": b"\xef\xbb\xbfa = 1\n",
 }
 
 
@@ -42,6 +43,11 @@ def test_dates_are_read_as_they_are_written() -> None:
     assert found == {
         "cards": [{"since": "2026-11-01", "at": ["2026-11-01T12:00:00+00:00", "07:30:00"]}]
     }
+
+
+def test_a_byte_order_mark_is_told_as_one() -> None:
+    with pytest.raises(ConfigError, match="byte order mark .*: save it as UTF-8 without"):
+        read_toml("\ufeff[a]\n")
 
 
 def test_what_is_wrong_is_told_by_line_and_key() -> None:

@@ -76,6 +76,9 @@ def test_into_a_lease_that_is_there(tmp_path: Path) -> None:
         (("--pid", "-1", "--gpu", "1"), "no process"),
         (("--pid", ME, "--gpu", "1", "--wait", "5s"), "does not wait"),
         (("--pid", ME), "say what is wanted"),
+        (("--pid", ME, "--gpu", "1", "--for", "4h", "--ttl", "1h"), "ttl: --for says how long"),
+        ((LEASE_ID[:6], "--pid", ME, "--for", "4h"), "for: the lease has its end"),
+        ((LEASE_ID[:6], "--pid", ME, "--gpu", "1"), "gpu: the lease has it, or not"),
     ],
 )
 def test_what_cannot_be_meant(tmp_path: Path, words: tuple[str, ...], said: str) -> None:

@@ -159,6 +159,36 @@ def test_a_weakened_unit_is_named(tmp_path: Path) -> None:
     assert "char-nvidia," not in found["leased.service devices"].text
 
 
+SYSTEMCTL = """#!/bin/sh
+case "$2" in
+leased.service) echo LoadState=not-found ;;
+leased-cgroup.service) echo LoadState=masked ;;
+leased.socket) echo LoadState=bad-setting ;;
+*) echo LoadState=loaded; echo ActiveState=active ;;
+esac
+"""
+
+
+def test_a_unit_that_is_masked_is_told_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was "not installed", or not looked at: what the agent needs and who starts it."""
+    program = tmp_path / "bin" / "systemctl"
+    program.parent.mkdir()
+    program.write_text(SYSTEMCTL, "utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    found = {one.topic: one for one in service_checks.units(tmp_path)}
+    assert found["leased.service"].text == "not installed"
+    masked = found["leased-cgroup.service"]
+    assert (masked.grade, masked.text) == (Grade.WARN, "masked")
+    assert "systemctl unmask leased-cgroup.service" in masked.advice
+    assert "systemctl status leased.socket" in found["leased.socket"].advice
+    assert found["leased-reaper.service"].text == "active"
+    assert "leased-admin.socket" not in found, "there is nothing to say"
+
+
 @pytest.mark.parametrize("unit", privilege_checks.NEEDS)
 def test_capabilities_are_those_of_the_unit_and_a_missing_one_is_named(
     tmp_path: Path, unit: str

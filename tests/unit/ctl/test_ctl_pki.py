@@ -92,7 +92,7 @@ def test_a_renewal_that_cannot_be_written_leaves_key_and_certificate_of_before(
     pki(folder, "collector", "west")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "collector-west.pem.new").mkdir()  # the key can be written, its certificate cannot
-    pki(folder, "renew", str(folder / "collector-west.pem"), status=65)
+    pki(folder, "renew", str(folder / "collector-west.pem"), status=74)
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 

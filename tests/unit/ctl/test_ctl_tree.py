@@ -34,6 +34,7 @@ def walk(
 
 
 VERBS = dict(walk(build_parser()))
+COLLECTORS = dict(walk(collector.build_parser()))
 
 
 def names(parser: argparse.ArgumentParser) -> list[str]:
@@ -68,6 +69,15 @@ def test_every_verb_has_an_example_that_parses(path: tuple[str, ...]) -> None:
     assert words[: len(path)] == list(path) or path[:1] == ("audit",)
     options = build_parser().parse_args(words)
     assert callable(options.act)
+
+
+@pytest.mark.parametrize("path", sorted(COLLECTORS))
+def test_every_verb_of_the_collector_has_an_example_that_parses(path: tuple[str, ...]) -> None:
+    epilog = COLLECTORS[path].epilog or ""
+    line = epilog.removeprefix("example:\n").partition("leased-collector ")[2].split(" > ")[0]
+    words = shlex.split(line)
+    options = collector.build_parser().parse_args(words)
+    assert callable(options.act) and set(path) <= set(words)
 
 
 @pytest.mark.parametrize("name", LISTS)

@@ -59,6 +59,9 @@ def test_a_file_that_is_not_there_is_no_input(tmp_path: Path) -> None:
         (main, ["evidence", "verify", gone]),
         (main, ["verify", "--bill", gone]),
         (main, ["pki", "renew", gone]),
+        (main, ["policy", "check", "--offline", gone]),
+        (main, ["policy", "apply", gone]),
+        (main, ["rates", "--rates", gone]),
         (collector, ["enrol", "alpha", "https://alpha:7443", gone]),
         (collector, ["--state", gone, "resolve", "alpha", "--key", gone, *by]),
     ):

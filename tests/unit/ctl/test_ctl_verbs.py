@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from datetime import UTC
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from leased.client import AgentUnavailable
 from leased.ctl.console import Console
 from leased.ctl.main import main
 from tests.doubles.canned_agent import (
@@ -282,6 +284,27 @@ def test_not_allowed_is_77(tmp_path: Path) -> None:
     assert status == 77 and "operators only" in err
 
 
+def test_a_door_that_is_not_ours_is_not_allowed() -> None:
+    closed = AgentUnavailable.at("/run/x", PermissionError(errno.EACCES, "Permission denied"))
+    gone = AgentUnavailable.at("/run/x", FileNotFoundError(errno.ENOENT, "No such file"))
+    assert (closed.exit_status, gone.exit_status) == (77, 69)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("alloc --mem 1MiB --for 1min --ttl 5s", "ttl: --for says how long"),
+        ("alloc --mem 1MiB --ttl 5 --for 1min", "ttl: --for says how long"),
+        ("top --once --every 0s", "every: 0s: above 0"),
+        ("audit log --last -1", "last: -1: how many"),
+    ],
+)
+def test_what_was_passed_over_is_refused(tmp_path: Path, words: str, said: str) -> None:
+    with CannedAgent(tmp_path, {}) as agent:
+        status, _, err = leasectl(agent, words)
+        assert (status, agent.calls) == (65, []) and said in err
+
+
 def test_no_agent_is_69(tmp_path: Path) -> None:
     console = Console(io.StringIO(), io.StringIO())
     assert main(["--socket", str(tmp_path / "none"), "ls"], console) == 69
@@ -310,6 +333,8 @@ def test_call_and_introspect(tmp_path: Path) -> None:
         assert status == 65
         _, out, _ = leasectl(agent, "introspect")
         assert out.splitlines()[1:] == info["interfaces"]
+        _, out, _ = leasectl(agent, "introspect --json")
+        assert json.loads(out) == {"version": 1, "service": info}
         _, out, _ = leasectl(agent, "introspect io.leased.Lease")
         assert out == "interface x\n"
 

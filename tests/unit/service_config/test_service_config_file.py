@@ -109,6 +109,7 @@ def test_every_field_can_be_configured() -> None:
         ("a = " + "9" * 5000, "digits", "limit"),
         ("a = " + "[" * 100_000, "", "recursion"),
         ("[nonsense]\n", "nonsense", "unknown key"),
+        (f'[paths]\nruntime_dir = "/{"x" * 82}"', "paths.runtime_dir", "too long"),
         ("[timing]\ntick = 3", "timing.tick = 3", "with its unit"),
         ('[timing]\ntick = "3"', "timing.tick = '3'", "with its unit"),
         ('[timing]\ntick = "3 weeks"', "timing.tick = '3 weeks'", '"weeks" is not a unit'),

@@ -10,6 +10,8 @@ Does not check chains and reads no files.
 
 from __future__ import annotations
 
+import ssl
+
 from leased.chain.certificate import Role, read_certificate
 from leased.collector.api.routes import Caller, Scope
 from leased.terms.errors import CallerError
@@ -28,3 +30,16 @@ def identify(certificate: bytes, fleet: str) -> Caller | None:
     if identity.role is not Role.NODE:
         return None
     return Caller(f"node:{identity.name}", frozenset({Scope.NODE}), node=identity.name)
+
+
+def estranged(pem: str, fleet: str) -> str:
+    """What is to be said of a collector whose own certificate names another fleet than its
+    configuration: `identify` knows nobody then, and who is refused is not told why. "": nothing."""
+    try:
+        named = read_certificate(ssl.PEM_cert_to_DER_cert(pem)).identity.fleet
+    except (CallerError, ValueError):
+        return ""  # none of a fleet
+    if named == fleet:
+        return ""
+    told = f"http.certificate is of the fleet {named}, and [governance] fleet says {fleet}"
+    return f"{told}: whoever shows a certificate of {named} is nobody here"

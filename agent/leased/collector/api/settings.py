@@ -102,9 +102,9 @@ def load(path: Path | None) -> Settings:
         path = CONFIG
     try:
         return parse(read_text(path))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    except (OSError, UnicodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (UnicodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

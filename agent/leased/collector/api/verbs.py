@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,7 @@ from leased.collector import config
 from leased.collector.accounts.terms_file import load_terms
 from leased.collector.api import settings
 from leased.collector.api.callers import hash_of
+from leased.collector.api.certificates import estranged
 from leased.collector.api.routes import Scope
 from leased.collector.extras import how_to_have
 from leased.collector.governance.keeping import DIRECTORY, KEY_NAME, load_signer
@@ -38,6 +39,7 @@ from leased.collector.own_door import read_listening
 from leased.collector.retention_rule import load_rule
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
+from leased.durable.reading import read_text
 from leased.terms.errors import EX_NOINPUT, CallerError, ConfigError, LeasedError, StateError
 
 GARBAGE: Final = (20_000, 20, 1_000)
@@ -105,6 +107,7 @@ def serve(options: argparse.Namespace, console: Console, *, beside: Beside = _no
         raise StateError(how_to_have(error, "collector")) from error
     directory = options.config.parent if options.config is not None else settings.CONFIG.parent
     read = partial(settings.load, options.config)
+    _tell_strangers(read(), directory, console)
     if options.check:
         settings.load_ground(read(), directory)
         settings.load_tokens(read(), directory)
@@ -129,6 +132,14 @@ def serve(options: argparse.Namespace, console: Console, *, beside: Beside = _no
         console.err.flush()
         os._exit(0)
     return 0
+
+
+def _tell_strangers(told: settings.Settings, directory: Path, console: Console) -> None:
+    if told.http.certificate and told.http.client_ca:
+        with suppress(OSError, UnicodeError):  # the server says what cannot be read
+            pem = read_text(directory / told.http.certificate)
+            if said := estranged(pem, told.governance.fleet):
+                console.alarm(said)
 
 
 def _is_at_work() -> bool:

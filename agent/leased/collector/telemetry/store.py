@@ -4,11 +4,6 @@
 Rule: a row is only ever added to, by what came since. Nothing here is evidence or is billed from,
 so a crash may lose the last seconds. The oldest rows go first, after `keep_ns` or when there are
 more than `rows_max`.
-
-Tables, for whoever reads them with SQL: `series` (what a number is of, and the hour of its newest
-row: a look at the last hour passes over what the leases of months ago have left), `rollups`
-(series, beginning of the window in Unix seconds, count, total, most, active, covered_ns; values in
-the unit of `leased.terms.series`) and `hosts` (the newest window that each node told of itself).
 """
 
 from __future__ import annotations
@@ -18,18 +13,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from leased.collector.telemetry.decoding import FUTURE_NS_MAX, Key
 from leased.collector.telemetry.rollup import SUM_MAX, WINDOW_S, Rollup
+from leased.collector.telemetry.tables import FORMAT, FROM, OF_ITSELF, SCHEMA
 from leased.terms.errors import StateError
 from leased.terms.moment import DAY_NS, HOUR_S, NS_PER_S
 from leased.terms.series import KIND
 
 NAME: Final = "telemetry.sqlite"
-FORMAT: Final = 3
 KEEP_NS: Final = 90 * DAY_NS
 ROWS_MAX: Final = 50_000_000
 """Some 3 GB: 1 000 nodes with 170 series each for a day, 30 nodes for a month."""
@@ -38,47 +33,6 @@ CAPACITY: Final = "leased.lease.capacity"
 UTILIZATION: Final = "leased.lease.utilization"
 BUSY_S: Final = 10
 PRUNED_AT_ONCE: Final = 100_000
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS series (
-    id INTEGER PRIMARY KEY, node TEXT NOT NULL, resource TEXT NOT NULL, lease TEXT NOT NULL,
-    tenant TEXT NOT NULL, name TEXT NOT NULL, attributes TEXT NOT NULL,
-    newest_s INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (node, resource, lease, tenant, name, attributes)
-);
-CREATE INDEX IF NOT EXISTS series_by_name ON series (name, lease);
-CREATE INDEX IF NOT EXISTS series_by_age ON series (name, newest_s);
-CREATE TABLE IF NOT EXISTS rollups (
-    series INTEGER NOT NULL, begin_s INTEGER NOT NULL, count INTEGER NOT NULL,
-    total INTEGER NOT NULL, most INTEGER NOT NULL, active INTEGER NOT NULL,
-    covered_ns INTEGER NOT NULL, PRIMARY KEY (series, begin_s)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS rollups_by_time ON rollups (begin_s);
-CREATE TABLE IF NOT EXISTS hosts (node TEXT PRIMARY KEY, newest_s INTEGER NOT NULL) WITHOUT ROWID;
-"""
-_OF_ITSELF: Final = ("leased.pressure.time", "hw.temperature")
-"""What a node tells whether or not somebody has a lease on it."""
-
-_FROM: Final = {
-    1: """
-BEGIN;
-ALTER TABLE series ADD COLUMN newest_s INTEGER NOT NULL DEFAULT 0;
-UPDATE series SET newest_s =
-    coalesce((SELECT max(begin_s) FROM rollups WHERE series = id), 0) / 3600 * 3600;
-PRAGMA user_version = 2;
-COMMIT;
-""",
-    2: f"""
-BEGIN;
-CREATE TABLE hosts (node TEXT PRIMARY KEY, newest_s INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO hosts SELECT s.node, max((SELECT max(begin_s) FROM rollups WHERE series = s.id))
-    FROM series s WHERE s.lease = '' AND s.name IN {_OF_ITSELF}
-    AND EXISTS (SELECT * FROM rollups WHERE series = s.id) GROUP BY s.node;
-PRAGMA user_version = 3;
-COMMIT;
-""",
-}
-"""By the format before. All of one or nothing: a column that is there of a format that has none
-would be refused for good."""
 _ADD: Final = f"""
 INSERT INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (series, begin_s) DO UPDATE SET
@@ -86,8 +40,6 @@ ON CONFLICT (series, begin_s) DO UPDATE SET
     most = max(most, excluded.most), active = active + excluded.active,
     covered_ns = covered_ns + excluded.covered_ns
 """
-
-
 _TOTAL: Final = "CAST(total(total) AS INTEGER)"
 """A sum that ends at 64 bits, where `sum` refuses the whole question; exact below 2^53."""
 
@@ -149,10 +101,12 @@ class Store:
         try:
             self._base = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False)
             version = self._base.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, FORMAT) and (reading or version not in _FROM):
+            if reading and not version:  # whoever was to make it did not come so far
+                raise StateError(f"{path}: no telemetry was received yet")
+            if version not in (0, FORMAT) and (reading or version not in FROM):
                 hint = ", and brings it there when a collector starts"
                 which = f"{path} is of format {version}; this version reads {FORMAT}"
-                raise StateError(which + (hint if version in _FROM else ""))
+                raise StateError(which + (hint if version in FROM else ""))
             if not reading:
                 self._make(version)
         except sqlite3.Error as error:
@@ -163,10 +117,10 @@ class Store:
         # Not FULL: what a power cut loses here, nobody is billed for.
         self._base.execute("PRAGMA synchronous=NORMAL")
         with self._base:
-            while version in _FROM:
-                self._base.executescript(_FROM[version])
+            while version in FROM:
+                self._base.executescript(FROM[version])
                 version += 1
-            self._base.executescript(_SCHEMA)
+            self._base.executescript(SCHEMA)
             self._base.execute(f"PRAGMA user_version={FORMAT}")
 
     def close(self) -> None:
@@ -204,7 +158,7 @@ class Store:
         """What is noted beyond `latest_s` is from when our own clock was ahead, and gives way."""
         newest: dict[str, int] = {}
         for key, one in told:
-            if key.name in _OF_ITSELF and not key.lease:
+            if key.name in OF_ITSELF and not key.lease:
                 newest[key.node] = max(newest.get(key.node, 0), one.begin_s)
         self._base.executemany(
             "INSERT INTO hosts VALUES (?1, ?2) ON CONFLICT (node) DO UPDATE SET"
@@ -251,7 +205,7 @@ class Store:
         first_s = begin_s // WINDOW_S * WINDOW_S
         values = (*names, first_s // HOUR_S * HOUR_S, first_s, end_s)
         # Numbers first, in the order of their key: what they are of is long, and is looked up once.
-        found = self._base.execute(
+        found = self._ask(
             "SELECT s.node, s.resource, s.lease, s.tenant, s.name, s.attributes, t.*"
             f" FROM (SELECT min(begin_s), sum(count), {_TOTAL}, max(most), sum(active),"
             " sum(covered_ns), series FROM rollups WHERE series IN (SELECT id FROM series s"
@@ -273,7 +227,7 @@ class Store:
         used = f"max(most), sum(covered_ns), sum(count), {_TOTAL}, sum(active)"
         first_s = begin_s // WINDOW_S * WINDOW_S
         for name, sums in ((CAPACITY, held), (UTILIZATION, used)):
-            rows = self._base.execute(
+            rows = self._ask(
                 "SELECT s.node, s.lease, s.tenant, s.attributes, t.* FROM"
                 f" (SELECT {sums}, series FROM rollups WHERE series IN (SELECT id FROM series"
                 " WHERE name = ? AND newest_s >= ? AND (? = '' OR node = ?))"
@@ -289,7 +243,7 @@ class Store:
         """How a share of each lease and kind was spread over the windows in [begin_s, end_s)."""
         found: dict[tuple[str, str, str], dict[int, int]] = {}
         most: dict[tuple[str, str, str], int] = {}
-        rows = self._base.execute(
+        rows = self._ask(
             "SELECT s.node, s.lease, s.attributes, r.total / r.count / 10000, count(*), max(r.most)"
             " FROM series s JOIN rollups r ON r.series = s.id WHERE s.name = ? AND s.lease != ''"
             " AND r.begin_s >= ? AND r.begin_s < ? AND r.count > 0 GROUP BY s.id, 4",
@@ -307,7 +261,7 @@ class Store:
 
     def idle(self, begin_s: int, end_s: int, least_s: int) -> list[IdleStretch]:
         """The stretches of windows in [begin_s, end_s) that are at least so long."""
-        rows = self._base.execute(
+        rows = self._ask(
             "SELECT s.node, s.lease, s.tenant, s.attributes, max(i.begin_s), min(i.begin_s),"
             " (SELECT max(h.most) FROM series o JOIN rollups h ON h.series = o.id"
             "  WHERE o.name = 'leased.lease.capacity' AND o.lease = s.lease AND o.node = s.node"
@@ -332,7 +286,7 @@ class Store:
     ) -> dict[int, tuple[int, int]]:
         """By step from `begin_s`: what leases used of a kind and what they held of it while that
         was seen, both in raw unit x windows x ppm: of bytes that is more than 64 bits hold."""
-        rows = self._base.execute(
+        rows = self._ask(
             "SELECT (r.begin_s - ?) / ?, total(r.total / r.count * h.most), total(1000000 * h.most)"
             " FROM series s JOIN rollups r ON r.series = s.id"
             " JOIN series o ON o.name = 'leased.lease.capacity' AND o.lease = s.lease"
@@ -346,12 +300,19 @@ class Store:
 
     def last_s(self) -> int:
         """The beginning of the newest window that there is; 0 without any."""
-        (newest,) = self._base.execute("SELECT max(begin_s) FROM rollups").fetchone()
+        [(newest,)] = self._ask("SELECT max(begin_s) FROM rollups")
         return newest or 0
 
     def heard(self) -> dict[str, int]:
         """Of each node, the beginning of the newest window that it told of itself, in Unix s."""
-        return dict(self._base.execute("SELECT node, newest_s FROM hosts"))
+        return dict(self._ask("SELECT node, newest_s FROM hosts"))
+
+    def _ask(self, text: str, values: Sequence[object] = ()) -> Iterator[Any]:
+        """Rows. Raises StateError, also for a page that the disk has changed."""
+        try:
+            yield from self._base.execute(text, values)
+        except sqlite3.Error as error:
+            raise StateError(f"{NAME}: {error}") from error
 
     def _id(self, key: Key) -> int:
         known = self._ids.get(key)

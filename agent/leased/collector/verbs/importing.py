@@ -20,7 +20,7 @@ from leased.collector.archive.sharing import Sharing
 from leased.collector.importing import import_copy
 from leased.collector.pulling import whose
 from leased.collector.reconcile import Verdict
-from leased.collector.verbs.pull import add_config
+from leased.collector.verbs.pull import NoSuchNode, add_config
 from leased.collector.witness import os_entropy
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
@@ -56,7 +56,7 @@ def bring(options: argparse.Namespace, console: Console) -> int:
         logs = {name: log_id for name, _, log_id in archive.manifest.nodes()}
         entry = archive.log(logs.get(options.name, ""))
         if entry is None:
-            raise CallerError(f"{options.name}: no such node; see `leased-collector nodes`")
+            raise NoSuchNode(options.name)
         verdict = Verdict(entry.verdict)
         if verdict.sticky and verdict is not Verdict.GAP:
             why = "what a node did is cleared up before more of it is taken"

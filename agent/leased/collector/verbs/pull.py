@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 import trio
 
-from leased.chain.note import NoteKey, write_note
+from leased.chain.note import NoteKey, parse_key, write_note
 from leased.chain.signing import parse_pem
 from leased.collector import config as configuration
 from leased.collector.archive.manifest import LogEntry, ManifestTables
@@ -42,10 +42,21 @@ from leased.terms.errors import (
     EX_TEMPFAIL,
     EX_UNAVAILABLE,
     CallerError,
+    ChainError,
     InvalidParameter,
 )
 
 _EXAMPLE: Final = "leasectl audit enrolment | ssh collector leased-collector enrol"
+
+
+class NoSuchNode(CallerError):
+    """Nobody is followed under this name."""
+
+    wire = "io.leased.Collector.NoSuchNode"
+    exit_status = EX_NOINPUT
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name}: no such node; see `leased-collector nodes`")
 
 
 def register(verbs: Verbs) -> None:
@@ -281,8 +292,7 @@ def verdict(options: argparse.Namespace, console: Console) -> int:
     with closing(open_manifest(options.state, read_only=True)) as manifest:
         logs, replaced = manifest.logs(), manifest.replaced()
     if options.name is not None and options.name not in [entry.name for entry in logs]:
-        console.note(f"{options.name}: no such node; see `leased-collector nodes`")
-        return EX_NOINPUT
+        raise NoSuchNode(options.name)
     chosen = [
         entry
         for entry in logs
@@ -321,24 +331,29 @@ def resolve(options: argparse.Namespace, console: Console) -> int:
         raise InvalidParameter("key", f"{options.key}: {error.strerror}") from error
     except ValueError as error:
         raise InvalidParameter("key", f"{options.key}: {error}") from error
+    key = NoteKey(options.operator, signer.public_key)
+    try:
+        parse_key(key.text())
+    except ChainError as error:
+        raise InvalidParameter("operator", f"{options.operator!r} is no name of a key") from error
     with closing(open_manifest(options.state)) as manifest:
         entry = _followed(manifest, options.name)
         if not Verdict(entry.verdict).sticky:
             raise CallerError(f"{options.name} is {entry.verdict}: there is nothing to resolve")
         text = resolution_text(entry, options.reason)
-        key = NoteKey(options.operator, signer.public_key)
         manifest.add_resolution(entry.log_id, write_note(text, [(key, signer.sign(text.encode()))]))
     console.say(f"{options.name}: left for the puller, signed by {key.text()}")
+    console.note("it counts if [pull] operators has that key; the next pull looks at it")
     return 0
 
 
 def _followed(manifest: ManifestTables, name: str) -> LogEntry:
-    """The log that is followed at a node. Raises CallerError."""
+    """The log that is followed at a node. Raises NoSuchNode."""
     for known, _, log_id in manifest.nodes():
         entry = manifest.log(log_id) if known == name else None
         if entry is not None:
             return entry
-    raise CallerError(f"{name}: no such node; see `leased-collector nodes`")
+    raise NoSuchNode(name)
 
 
 def cosigner(options: argparse.Namespace, console: Console) -> int:

@@ -46,11 +46,13 @@ async def spawn_reaper(binary: Path, runtime_dir: Path, *, options: Sequence[str
 
     Raises DeviceError when it does not start within START_WAIT_S.
     """
-    runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     command = [str(binary), "--detach", "--realtime", "--runtime-dir", str(runtime_dir), *options]
-    log = os.open(
-        runtime_dir / "reaper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-    )
+    path = runtime_dir / "reaper.log"
+    try:
+        runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DeviceError("reaper_start", error.errno or 0, f"{path}: {error.strerror}") from error
     try:
         with trio.fail_after(START_WAIT_S):
             done = await trio.run_process(
@@ -73,7 +75,7 @@ async def spawn_reaper(binary: Path, runtime_dir: Path, *, options: Sequence[str
         raise DeviceError(
             "reaper_start",
             errno.EIO,
-            f"exit status {done.returncode}, see {runtime_dir}/reaper.log",
+            f"exit status {done.returncode}, see {path}",
         )
     return True
 

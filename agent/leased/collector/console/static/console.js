@@ -265,7 +265,7 @@ function logFacts(log) {
 function drawLeases(main) {
   const one = state.leases.find((lease) => lease.lease_id === state.args[0]);
   if (one) {
-    const facts = [["Lease", h("span", { class: "mono" }, one.lease_id)], ["Tenant", one.tenant], ["Node", one.node_name], ["State", chip(one.state)], ["Ended", one.ended ?? "not yet"], ["Granted", one.granted_at], ["Generation", one.generation], ["Priority", one.priority], ["Workload", one.workload ?? "–"], ["Holds", Object.entries(one.resources).map(([id, value]) => `${value} × ${id}`).join(", ")], ["Granted by", h("span", {}, `record ${one.sequence} of log `, h("span", { class: "mono" }, one.log_id))], ["Last record", one.last_sequence], ["Proof", h("code", { class: "mono" }, `leasectl audit prove --sequence ${one.sequence}`)]];
+    const facts = [["Lease", h("span", { class: "mono" }, one.lease_id)], ["Tenant", one.tenant], ["Node", one.node_name], ["State", chip(one.state)], ["Ended", one.ended ?? "not yet"], ["Granted", one.granted_at], ["Generation", one.generation], ["Priority", one.priority], ["Workload", one.workload ?? "–"], ["Holds", Object.entries(one.resources).map(([id, value]) => `${value} × ${id}`).join(", ")], ["Granted by", h("span", {}, `record ${one.sequence} of log `, h("span", { class: "mono" }, one.log_id))], ["Last record", one.last_sequence], ["Proof", h("code", { class: "mono" }, `leasectl audit prove ${one.sequence}`)]];
     return main.append(panel(["Lease", short(one.lease_id)], "s6", h("dl", { class: "body kv" }, facts.flatMap(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]))));
   }
   main.append(panel(["Leases", "until they are proven clean", `${state.leases.length}${state.count > state.leases.length ? ` of ${state.count}` : ""}`], "", leaseTable(state.leases)));
