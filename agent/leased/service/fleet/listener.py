@@ -28,6 +28,7 @@ from leased.ports import Clock
 from leased.service.fleet.config import Listening
 from leased.service.fleet.tls import HANDSHAKE_ERRORS, Credentials
 from leased.service.fleet.web import Answer, Refuse, Request, converse
+from leased.terms.crowd import Crowd
 from leased.terms.errors import CallerError, StateError
 from leased.terms.moment import NS_PER_S
 
@@ -100,8 +101,7 @@ class NodeListener:
         self._sockets = sockets
         self._attend, self._refuse = attend, refuse
         self._clock = clock
-        self._of: dict[str, dict[trio.CancelScope, None]] = {_UNPROVEN: {}}
-        """Connections by who has them, the oldest first."""
+        self._crowd: Crowd[trio.CancelScope] = Crowd(_UNPROVEN)
         self.connections = self.refused = self.handshakes_failed = 0
 
     @property
@@ -132,28 +132,16 @@ class NodeListener:
             with scope:
                 await self._serve(stream, scope)
         finally:
-            self._note(scope, None)
+            self._crowd.leave(scope)
             self.connections -= 1
             await _drop(raw)
 
-    def _note(self, scope: trio.CancelScope, whose: str | None) -> None:
-        """A connection is `whose` from now on; None: it has ended."""
-        for name in [name for name, has in self._of.items() if scope in has]:
-            del self._of[name][scope]
-            if not self._of[name] and name != _UNPROVEN:
-                del self._of[name]
-        if whose is not None:
-            self._of.setdefault(whose, {})[scope] = None
-
     def _make_room(self) -> bool:
         """End the oldest connection of whoever has the most; whether there was one to end."""
-        whose, most = max(self._of.items(), key=lambda one: len(one[1]))  # _UNPROVEN comes first
-        if not most or (len(most) == 1 and whose != _UNPROVEN):
-            return False
-        oldest = next(iter(most))
-        self._note(oldest, None)
-        oldest.cancel()
-        return True
+        oldest = self._crowd.give_up()
+        if oldest is not None:
+            oldest.cancel()
+        return oldest is not None
 
     async def _shake_hands(self, stream: Stream) -> bool:
         """Whether the peer has proven who it is, in time."""
@@ -167,12 +155,12 @@ class NodeListener:
 
     async def _serve(self, stream: Stream, scope: trio.CancelScope) -> None:
         credentials, limits = self.credentials, self.limits
-        self._note(scope, _UNPROVEN)
+        self._crowd.put(scope, _UNPROVEN)
         if not await self._shake_hands(stream):
             self.handshakes_failed += 1
             return
         identity = _identify(stream, credentials)
-        self._note(scope, _who(identity))
+        self._crowd.put(scope, _who(identity))
         await converse(stream, partial(self._answer, identity), self._refuse, limits)
         with trio.move_on_after(limits.write_ns / NS_PER_S):
             # A peer that is told why it was refused must get to read it.
