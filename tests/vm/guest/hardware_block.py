@@ -33,7 +33,7 @@ from host import Connection, Failed, eventually
 
 from tests.hostile.verdicts import Verdict, record
 
-TURNS = int(os.environ.get("LEASED_TURNS", "10"))
+TURNS = int(os.environ.get("LEASED_TURNS", "6"))
 """Grants that fail, each with its teardown: seconds here. A thousand are for a night."""
 
 MARKER = hashlib.shake_256(b"the plaintext of a tenant").digest(drives.BLOCK_BYTES)
