@@ -251,7 +251,8 @@ def _by_descriptor(
             elif target == RING:
                 yield from _registered(f"{task}/fdinfo/{number}", names)
         except OSError as error:
-            if error.errno not in GONE:
+            # No memfd and no io_uring has a name of more than a page.
+            if error.errno not in (*GONE, errno.ENAMETOOLONG):
                 raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error
 
 
@@ -289,8 +290,8 @@ def _one_by_one(process: str, inodes: frozenset[Inode]) -> Iterator[Inode]:
                 continue
             status = os.stat(path)
         except OSError as error:
-            if error.errno in GONE:
-                continue  # unmapped meanwhile, or of a file system of FUSE that refuses root
+            if error.errno in (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.ENAMETOOLONG):
+                continue  # unmapped meanwhile, of a FUSE that refuses root, or no memfd's name
             raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error
         if (status.st_dev, status.st_ino) in inodes:
             yield status.st_dev, status.st_ino
