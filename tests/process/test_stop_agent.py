@@ -7,6 +7,8 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -103,6 +105,38 @@ def test_who_waits_while_the_agent_is_restarted_waits_on() -> None:
         agent.call("Lease.Release", admin=True, lease_id=all_of_it["lease_id"])
         assert waits.communicate(timeout=PATIENCE_S) == ("had it\n", None)
         assert waits.returncode == 0
+
+
+GIVES_BACK = """
+import sys
+from leased.client import plain
+with plain.acquire(sys.argv[1], mem="4KiB", ttl=20) as held:
+    print(held.lease_id, flush=True)
+    sys.stdin.readline()
+print("its block is over", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_is_given_back_while_there_is_no_agent_costs_nobody_his_life(agent: HostAgent) -> None:
+    """Bound to the process, by default: it was killed at the deadline of what it had long left."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", GIVES_BACK, str(agent.socket)],
+        env={**os.environ, **agent.sockets()},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    agent.track(holder)
+    assert holder.stdin is not None and holder.stdout is not None
+    lease_id = holder.stdout.readline().strip()
+    assert agent.stop() == 0
+    holder.stdin.write("\n")
+    holder.stdin.flush()
+    assert holder.stdout.readline() == "its block is over\n"
+    agent.start()
+    assert agent.wait_for(lease_id)["runtime"]["ended"] == "released"
+    assert holder.poll() is None
 
 
 def test_a_reaper_that_is_killed_comes_back_with_every_lease(agent: HostAgent) -> None:

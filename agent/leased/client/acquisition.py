@@ -3,7 +3,8 @@
 
 Rule: whatever ends the block, the descriptors are closed and the lease is given back; so is what
 was granted to a request that we gave up. A loss that nobody was told of is a LeaseLost at the end
-of the block.
+of the block. What no agent was there to take is given back after the block, as long as it lives:
+whoever is bound to it would end with it.
 
 Does not keep the lease alive meanwhile (`holding`).
 """
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 import trio
 
-from leased.client.faults import CallTimeout, Refused
+from leased.client.faults import AgentUnavailable, CallTimeout, Refused
 from leased.client.holding import Holding
 from leased.client.session import Place, Session
 from leased.client.wants import want
@@ -164,9 +165,31 @@ async def _give_back(held: Holding) -> None:
         return
     with trio.CancelScope(shield=True), trio.move_on_after(RELEASE_TIMEOUT_S):
         try:
-            await held.release()
+            return await held.release()
+        except AgentUnavailable:
+            pass
         except LeasedError:
-            pass  # It is over already, or the hold descriptor and the deadline end it.
+            return  # It is over already.
+    held.owed = trio.Event()
+    trio.lowlevel.spawn_system_task(_give_back_late, held, held.owed)
+
+
+async def _give_back_late(held: Holding, done: trio.Event) -> None:
+    """Until an agent has taken it, or its deadline has passed; ends with the program's loop."""
+    session = held.another_session()
+    try:
+        while session.clock_ns() < held.deadline_ns:
+            try:
+                await session.release(held.lease_id)
+            except AgentUnavailable:
+                await trio.sleep(ASK_AGAIN_S)
+            except LeasedError:
+                return
+            else:
+                return
+    finally:
+        session.close()
+        done.set()
 
 
 def _left_ns(ends: float) -> int:
