@@ -79,6 +79,8 @@ int leased_die_with_parent(void);
 
 int leased_node_char(const char *path, uint32_t *major, uint32_t *minor);
 int leased_node_block(const char *path, uint32_t *major, uint32_t *minor);
+int leased_node_named(
+	const char *root, const char *path, uint32_t type, uint32_t *major, uint32_t *minor);
 
 struct leased_node {
 	uint32_t major;

@@ -183,6 +183,12 @@ static int search(const char *path, uint32_t type, uint32_t rings_max)
 	return leased_node_search(path, type, nodes, found, 2, rings, rings_max);
 }
 
+static int named(const char *root, const char *path, uint32_t type)
+{
+	uint32_t major, minor;
+	return leased_node_named(root, path, type, &major, &minor);
+}
+
 static void check_nodes(void)
 {
 	uint32_t major = 9, minor = 9;
@@ -191,6 +197,10 @@ static void check_nodes(void)
 	check("a directory is none", leased_node_char("/", &major, &minor) == 0);
 	check("another kind of node", leased_node_block("/dev/null", &major, &minor) == 0);
 	check("nothing there", leased_node_char("/nowhere", &major, &minor) == -ENOENT);
+	check("by a name", named("/", "/dev/null", LEASED_DEVICE_CHAR) == 1);
+	check("of another kind by name", named("/", "/dev/null", LEASED_DEVICE_BLOCK) == 0);
+	check("in another root", named("/dev", "/null", LEASED_DEVICE_CHAR) == 1);
+	check("no further than the root", named("/dev", "/../dev/null", LEASED_DEVICE_CHAR) < 0);
 
 	int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	check("a descriptor of it", search("/proc/self/fd", LEASED_DEVICE_CHAR, 1) == 0);

@@ -18,20 +18,47 @@
 #include <stdlib.h>
 #include <string.h>
 #include <linux/kcmp.h>
+#include <linux/openat2.h>
+#include <stdio.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/xattr.h>
 #include <unistd.h>
+
+/*
+ * Whether a file of which its file system tells nothing (`refused`: EIO where an XFS has lost its
+ * drive, EACCES where a FUSE is another user's) is a regular file or a directory all the same. No
+ * other has attributes of users, says the kernel itself (ENODATA), before it asks a file system.
+ */
+static bool is_plain(int dirfd, const char *path, int refused)
+{
+	char at[32];
+	int fd = openat(dirfd, path, O_PATH | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	(void)snprintf(at, sizeof at, "/proc/self/fd/%d", fd);
+	const bool plain = getxattr(at, "user.leased", NULL, 0) < 0 && errno == refused;
+	close(fd);
+	return plain;
+}
 
 static int look(int dirfd, const char *path, struct statx *seen)
 {
-	const int flags = AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT;
-	return statx(dirfd, path, flags, STATX_TYPE, seen) == 0 ? 0 : -errno;
+	const int flags = AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT | AT_EMPTY_PATH;
+	if (statx(dirfd, path, flags, STATX_TYPE, seen) == 0)
+		return 0;
+	const int refused = errno;
+	if ((refused != EIO && refused != EACCES) || !is_plain(dirfd, path, refused))
+		return -refused;
+	*seen = (struct statx){ .stx_mode = S_IFREG };
+	return 0;
 }
 
-static int number_of(const char *path, mode_t kind, uint32_t *major, uint32_t *minor)
+static int number_at(
+	int dirfd, const char *path, mode_t kind, uint32_t *major, uint32_t *minor)
 {
 	struct statx seen;
-	int rc = look(AT_FDCWD, path, &seen);
+	int rc = look(dirfd, path, &seen);
 	if (rc != 0)
 		return rc;
 	if ((seen.stx_mode & S_IFMT) != kind)
@@ -44,13 +71,35 @@ static int number_of(const char *path, mode_t kind, uint32_t *major, uint32_t *m
 /* 1 and its numbers if `path` leads to a character device, 0 if to anything else. */
 int leased_node_char(const char *path, uint32_t *major, uint32_t *minor)
 {
-	return number_of(path, S_IFCHR, major, minor);
+	return number_at(AT_FDCWD, path, S_IFCHR, major, minor);
 }
 
 /* The same of block devices. */
 int leased_node_block(const char *path, uint32_t *major, uint32_t *minor)
 {
-	return number_of(path, S_IFBLK, major, minor);
+	return number_at(AT_FDCWD, path, S_IFBLK, major, minor);
+}
+
+/*
+ * The same of what `path` leads to in the directory `root`, as far as the kernel knows by itself:
+ * -EAGAIN where a server would have to be asked.
+ */
+int leased_node_named(
+	const char *root, const char *path, uint32_t type, uint32_t *major, uint32_t *minor)
+{
+	const struct open_how how = { .flags = O_PATH | O_CLOEXEC,
+		.resolve = RESOLVE_IN_ROOT | RESOLVE_CACHED };
+	int dirfd = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (dirfd < 0)
+		return -errno;
+	int fd = (int)syscall(SYS_openat2, dirfd, path, &how, sizeof how);
+	int rc = -errno;
+	close(dirfd);
+	if (fd < 0)
+		return rc;
+	rc = number_at(fd, "", type == LEASED_DEVICE_BLOCK ? S_IFBLK : S_IFCHR, major, minor);
+	close(fd);
+	return rc;
 }
 
 /* ---- a process's descriptors ---- */
@@ -104,8 +153,8 @@ static int look_at(struct search *s, int dirfd, const char *name)
 	if (!may_be_ring(&seen))
 		return 0;
 	ssize_t length = readlinkat(dirfd, name, target, sizeof target);
-	if (length < 0)
-		return is_gone(-errno) ? 0 : -errno;
+	if (length < 0) /* a path of more than a page is that of a file */
+		return is_gone(-errno) || errno == ENAMETOOLONG ? 0 : -errno;
 	if ((size_t)length != sizeof ring - 1 || memcmp(target, ring, sizeof ring - 1) != 0)
 		return 0;
 	if (s->rings_seen < s->rings_max)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,27 @@ def test_a_certificate_says_who_asks(server: CollectorServer, pki: FleetPki) -> 
     # Another role of the fleet is nobody here; who shows nothing is somebody on this host.
     assert ask(port, pki.client(pki.issue(Role.COLLECTOR, "east")), "/metrics")[0] == 200
     assert ask(port, pki.client(None), f"/v1/nodes/{NODE}/policy")[0] == 403
+
+
+def test_who_connects_without_end_keeps_nobody_out(tmp_path: Path, pki: FleetPki) -> None:
+    """Without a certificate, or with a node's: the limit of connections kept out whoever came."""
+    with over_tls(tmp_path / "collector", pki, more="\nconnections_max = 5") as server:
+        port = port_of(server)
+        nodes = [pki.client(pki.issue(Role.NODE, name)) for name in (NODE, OTHER)]
+        waits = http.client.HTTPSConnection("localhost", port, timeout=30, context=nodes[0])
+        held: list[socket.socket] = []
+        for context in (None, nodes[1]):
+            for _ in range(8):
+                raw = socket.create_connection(("127.0.0.1", port), 30)
+                if context is not None:
+                    raw = context.wrap_socket(raw, server_hostname="localhost")
+                held.append(raw)
+            for _ in range(2):  # once for the connection, once on it
+                waits.request("GET", f"/v1/nodes/{NODE}/policy")
+                answer = waits.getresponse()
+                assert answer.status == 200 and answer.read()
+        for one in (waits, *held):
+            one.close()
 
 
 def test_what_another_ca_has_signed_is_refused(

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as service
@@ -27,9 +30,9 @@ from leased.collector.telemetry.decoding import (
     decode,
     unpack,
 )
-from leased.collector.telemetry.receiver import Receiver
+from leased.collector.telemetry.receiver import PRUNE_EVERY, Receiver
 from leased.collector.telemetry.rollup import GAP_NS, WINDOW_S, Folding, Rollup
-from leased.collector.telemetry.store import NAME, Store
+from leased.collector.telemetry.store import NAME, PRUNED_AT_ONCE, Store
 from leased.economics.rates import DEFAULT_CARD
 from leased.economics.waste import Waste
 from leased.service.telemetry.otlp import Origin, encode
@@ -239,6 +242,20 @@ def test_a_series_too_many_is_refused_and_a_silent_one_makes_room() -> None:
     assert len(folding) == 0 and folding.fold(many[2:]) == 0
 
 
+def test_a_node_that_begins_rows_without_end_takes_nobody_elses_room() -> None:
+    """Series of names that it makes up, or the windows of a whole day again and again."""
+    folding = Folding(begun_max=5)
+    folding.take(NOW_NS)
+    mine = [Point(key(lease=f"{n}"), NOW_NS, 1) for n in range(9)]
+    assert folding.fold(mine) == 4 and len(folding) == 5
+    later = [Point(mine[0].key, NOW_NS + n * WINDOW_S * NS_PER_S, 1) for n in range(9)]
+    assert folding.fold(later) == 8, "the row that is there is added to"
+    another = msgspec.structs.replace(mine[0].key, node="f" * 32)
+    assert folding.fold([Point(another, NOW_NS, 1)]) == 0
+    folding.take(NOW_NS + WINDOW_S * NS_PER_S)
+    assert folding.fold(later[1:]) == 3
+
+
 def test_a_series_is_heard_again_after_our_clock_was_ahead() -> None:
     """It was a day ahead, as were the nodes; both are set back."""
     folding, ahead = Folding(), 24 * 3600 * NS_PER_S
@@ -358,6 +375,36 @@ def test_the_oldest_rows_go_by_age_and_by_number(tmp_path: Path) -> None:
     assert store._base.execute("SELECT count(*) FROM series").fetchone() == (0,)
     fill(store, points([1]))  # what was forgotten is made again
     store.close()
+
+
+class _Filled:
+    """In the place of a store that has more than goes at once, three times."""
+
+    def __init__(self) -> None:
+        self.rounds, self.pruned, self.done = 0, [3 * PRUNED_AT_ONCE], trio.Event()
+
+    def append(self, rows: object, *, now_ns: int) -> None:
+        self.rounds += 1
+        if self.rounds == PRUNE_EVERY + 5:
+            trio.from_thread.run_sync(self.done.set)
+
+    def prune(self, now_ns: int) -> int:
+        gone = min(self.pruned[-1], PRUNED_AT_ONCE)
+        self.pruned.append(self.pruned[-1] - gone)
+        return gone
+
+
+async def test_what_is_too_much_to_go_at_once_goes_with_the_next_rounds(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A thousand nodes tell 340 000 rows in ten minutes, and 100 000 went in as much time."""
+    store = _Filled()
+    clocks = {"wall_ns": lambda: NOW_NS, "newest_ns": lambda: NOW_NS}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Receiver(store, **clocks).run)  # type: ignore[arg-type]
+        await store.done.wait()
+        nursery.cancel_scope.cancel()
+    assert store.pruned == [300_000, 200_000, 100_000, 0, 0]
 
 
 def test_a_store_of_another_format_or_of_no_database_is_refused(tmp_path: Path) -> None:

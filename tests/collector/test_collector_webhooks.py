@@ -205,6 +205,8 @@ def test_where_nothing_may_go(fleet: Fleet) -> None:
             "https://[::1]/x",
             "https://[::ffff:10.0.0.1]/x",
             "https://[64:ff9b::a9fe:a9fe]/latest",
+            "https://[fec0::1]/x",
+            "https://[::ffff:0:a00:1]/x",
             "https://169.254.169.254/latest",
             "https://10.1.2.3/x",
             "http://example.org/x",

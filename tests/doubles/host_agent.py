@@ -387,6 +387,18 @@ class HostAgent:
             )
         return done
 
+    def begin_leasectl(self, *words: str) -> subprocess.Popen[str]:
+        """leasectl that goes on while the test does."""
+        begun = subprocess.Popen(
+            [sys.executable, "-m", "leased.ctl.main", *words],
+            env={**os.environ, **self.sockets()},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.track(begun)
+        return begun
+
     def sockets(self) -> dict[str, str]:
         """The environment in which leasectl finds this agent."""
         return {

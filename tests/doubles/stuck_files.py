@@ -28,8 +28,8 @@ _DETACH = 2
 
 
 @contextlib.contextmanager
-def stuck_files(at: Path) -> Iterator[Path]:
-    """Mounted here. Every name in it is a file."""
+def stuck_files(at: Path, *, closes: bool = False) -> Iterator[Path]:
+    """Mounted here. Every name in it is a file. `closes`: who closes one is answered, too."""
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         server = os.open("/dev/fuse", os.O_RDWR)
@@ -39,7 +39,9 @@ def stuck_files(at: Path) -> Iterator[Path]:
     if libc.mount(b"stuck", str(at).encode(), b"fuse", 0, options):
         os.close(server)
         not_proven("files of FUSE", os.strerror(ctypes.get_errno()))
-    serving = threading.Thread(target=_serve, args=[server], daemon=True)
+    serving = threading.Thread(
+        target=serve, args=[server], kwargs={"closes": closes}, daemon=True
+    )
     serving.start()
     try:
         yield at
@@ -49,14 +51,15 @@ def stuck_files(at: Path) -> Iterator[Path]:
         os.close(server)
 
 
-def _serve(server: int) -> None:
+def serve(server: int, *, closes: bool = False) -> None:
+    """Answer until it is unmounted."""
     while True:
         try:
             asked = os.read(server, 1 << 17)
         except OSError:  # unmounted
             return
         _, opcode, unique, node, *_ = _REQUEST.unpack_from(asked)
-        if opcode == _FLUSH:
+        if opcode == _FLUSH and not closes:
             continue
         answer = _answer(opcode, node)
         error = 0 if answer is not None else -errno.ENOSYS

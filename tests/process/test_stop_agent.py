@@ -7,12 +7,22 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from leased.terms.event import AccessCut, Expired, NodeStopped, Revoked
-from tests.doubles.host_agent import NOBODY, NS_PER_MS, NS_PER_S, HostAgent, boot_ns, exited
+from tests.doubles.host_agent import (
+    NOBODY,
+    NS_PER_MS,
+    NS_PER_S,
+    PATIENCE_S,
+    HostAgent,
+    boot_ns,
+    exited,
+)
 from tests.doubles.lingering import held_pipe
 from tests.doubles.story import judge
 from tests.doubles.workloads import Workload
@@ -71,6 +81,62 @@ def test_a_clean_stop_leaves_leases_to_the_reaper(agent: HostAgent) -> None:
     assert agent.wait_for(long.lease_id)["runtime"]["state"] == "reclaimed"
     [stopped] = judge(agent).of(NodeStopped)
     assert isinstance(stopped, NodeStopped) and stopped.live_leases == 2
+
+
+def test_who_waits_while_the_agent_is_restarted_waits_on() -> None:
+    """An upgrade in the night emptied the queue: `run --wait` was told to try again later."""
+    words = ("run", "--mem", "4KiB", "--wait", "60s", "--", "echo", "had it")
+
+    def is_in_queue() -> bool:
+        assert waits.poll() is None
+        return bool(agent.call("Lease.List", admin=True)["waiting"])
+
+    with HostAgent(hardware="normal_share_pm = 1") as agent:
+        agent.start()
+        [memory] = agent.call("Device.List")["resources"]
+        all_of_it = agent.acquire(memory["use"]["free"])
+        waits = agent.begin_leasectl(*words)
+        while not is_in_queue():
+            pass
+        assert agent.stop() == 0
+        agent.start()
+        while not is_in_queue():
+            pass
+        agent.call("Lease.Release", admin=True, lease_id=all_of_it["lease_id"])
+        assert waits.communicate(timeout=PATIENCE_S) == ("had it\n", None)
+        assert waits.returncode == 0
+
+
+GIVES_BACK = """
+import sys
+from leased.client import plain
+with plain.acquire(sys.argv[1], mem="4KiB", ttl=20) as held:
+    print(held.lease_id, flush=True)
+    sys.stdin.readline()
+print("its block is over", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_is_given_back_while_there_is_no_agent_costs_nobody_his_life(agent: HostAgent) -> None:
+    """Bound to the process, by default: it was killed at the deadline of what it had long left."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", GIVES_BACK, str(agent.socket)],
+        env={**os.environ, **agent.sockets()},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    agent.track(holder)
+    assert holder.stdin is not None and holder.stdout is not None
+    lease_id = holder.stdout.readline().strip()
+    assert agent.stop() == 0
+    holder.stdin.write("\n")
+    holder.stdin.flush()
+    assert holder.stdout.readline() == "its block is over\n"
+    agent.start()
+    assert agent.wait_for(lease_id)["runtime"]["ended"] == "released"
+    assert holder.poll() is None
 
 
 def test_a_reaper_that_is_killed_comes_back_with_every_lease(agent: HostAgent) -> None:

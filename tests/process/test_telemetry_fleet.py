@@ -4,6 +4,8 @@ what the collector then says of a lease that did nothing and of one that worked.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import http.client
 import json
 import os
@@ -18,6 +20,8 @@ from typing import Any
 import pytest
 
 from leased.chain.certificate import Role
+from leased.collector.telemetry.decoding import PACKED_BYTES_MAX
+from leased.collector.telemetry.receiver import AT_ONCE_MAX
 from leased.hardware.clock import BootClock
 from leased.hardware.identity import node_id, read_machine_id
 from leased.service.telemetry.otlp import Origin, encode
@@ -112,8 +116,60 @@ def test_only_nodes_of_the_fleet_speak_and_each_for_itself(site: Site, tmp_path:
     assert site.post(node, b"nonsense" * 99)[0] == 400
     assert site.post(node, message(NODE), **{"Content-Type": "application/json"})[0] == 415
     assert site.post(node, message(NODE), **{"Content-Encoding": "gzip"})[0] == 400
-    assert site.post(node, b"x" * (5 << 20))[0] == 413
+    assert site.post(node, b"x" * (PACKED_BYTES_MAX + 1))[0] == 413
     assert site.post(node, message(NODE, value=2000)) == (200, b""), "it still serves"
+
+
+def _points(count: int) -> bytes:
+    """A request of so many points of which nothing is said: two bytes of each."""
+    message = b"\x0a\x00" * count
+    for number in (5, 2, 2, 1):  # gauge, metrics, scope_metrics, resource_metrics
+        size, length = len(message), b""
+        while size > 127:
+            length, size = length + bytes([size & 127 | 128]), size >> 7
+        message = bytes([number << 3 | 2]) + length + bytes([size]) + message
+    return message
+
+
+def _peak_mib(pid: int) -> int:
+    told = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [line] = [one for one in told if one.startswith("VmHWM")]
+    return int(line.split()[1]) >> 10
+
+
+def test_a_node_that_sends_bombs_takes_no_memory(site: Site) -> None:
+    """16 KB took 1.3 GB."""
+    assert site.collector.process is not None
+    node, before = site.pki.issue(Role.NODE, NODE), _peak_mib(site.collector.process.pid)
+    for count, status in ((8_000_000, 400), (1_000_000, 403)):
+        body = gzip.compress(_points(count))
+        answer = site.post(node, body, **{"Content-Encoding": "gzip"})
+        assert answer[0] == status and len(body) < 20_000
+    assert site.post(node, message(NODE)) == (200, b"")
+    assert _peak_mib(site.collector.process.pid) < before + 150
+
+
+def test_a_node_that_begins_many_requests_keeps_two(site: Site) -> None:
+    """Each is kept in memory until it is whole, or half a minute is over."""
+    node = site.pki.issue(Role.NODE, NODE)
+    context = site.pki.client(node)
+    with contextlib.ExitStack() as stack:
+        for _ in range(AT_ONCE_MAX):
+            link = http.client.HTTPSConnection("localhost", site.port, context=context, timeout=30)
+            stack.callback(link.close)
+            link.putrequest("POST", "/v1/metrics")
+            for name, value in (
+                ("Content-Type", "application/x-protobuf"),
+                ("Content-Length", "9"),
+                ("Expect", "100-continue"),
+            ):
+                link.putheader(name, value)
+            link.endheaders()
+            # It asks for the body where it is about to read it.
+            assert link.sock.recv(100).startswith(b"HTTP/1.1 100")
+        assert site.post(node, message(NODE))[0] == 429
+        other = site.pki.issue(Role.NODE, "f" * 32)
+        assert site.post(other, message("f" * 32)) == (200, b"")
 
 
 def telemetry_of(site: Site) -> str:

@@ -3,7 +3,8 @@
 
 Rule: whatever ends the block, the descriptors are closed and the lease is given back; so is what
 was granted to a request that we gave up. A loss that nobody was told of is a LeaseLost at the end
-of the block.
+of the block. What no agent was there to take is given back after the block, as long as it lives:
+whoever is bound to it would end with it.
 
 Does not keep the lease alive meanwhile (`holding`).
 """
@@ -14,9 +15,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import msgspec
 import trio
 
-from leased.client.faults import CallTimeout, LeaseLost
+from leased.client.faults import AgentUnavailable, CallTimeout, LeaseLost, Refused
 from leased.client.holding import Holding
 from leased.client.session import Place, Session
 from leased.client.wants import want
@@ -27,6 +29,10 @@ from leased.wire import objects, parameters, replies
 RELEASE_TIMEOUT_S = 5.0
 TAKE_BACK_TIMEOUT_S = 1.0
 """Whoever gives up waits for no more than this: mostly it is the agent that does not answer."""
+
+STOPPING = "stopping"
+ASK_AGAIN_S = 0.5
+"""After an agent that stops; it answers so until it is gone."""
 
 GIVEN_UP = (trio.Cancelled, KeyboardInterrupt, CallTimeout)
 
@@ -85,12 +91,22 @@ async def request(
 ) -> tuple[replies.AcquireReply, list[int]]:
     """Ask for a lease; the descriptors are the caller's. What was granted when we gave up, and
     nobody was told of, is given back. What is being made ready (much memory is touched, a namespace
-    erased) is waited for as long as an agent that answers says so: its deadline ends that."""
+    erased) is waited for as long as an agent that answers says so: its deadline ends that. Whoever
+    waits when the agent stops asks the next one, which has a queue of its own."""
+    ends = trio.current_time() + patience_s
     while True:
         try:
             return await session.ask_with_fds(
                 asked, replies.AcquireReply, timeout_s=patience_s, prove=True
             )
+        except Refused as refused:
+            wait_ns = _left_ns(ends - session.timeout_s)
+            if refused.refusal.reason != STOPPING or not asked.wait_ns or wait_ns <= 0:
+                raise
+            await trio.sleep(ASK_AGAIN_S * (1 - session.chance() / 2))
+            asked = msgspec.structs.replace(asked, wait_ns=wait_ns)
+            patience_s = ends - trio.current_time()
+            continue
         except GIVEN_UP as why:
             with trio.CancelScope(shield=True):
                 made = await _made(session, asked)
@@ -157,9 +173,35 @@ async def _give_back(held: Holding) -> None:
         return
     with trio.CancelScope(shield=True), trio.move_on_after(RELEASE_TIMEOUT_S):
         try:
-            await held.release()
+            return await held.release()
+        except AgentUnavailable:
+            pass
         except LeasedError:
-            pass  # It is over already, or the hold descriptor and the deadline end it.
+            return  # It is over already.
+    held.owed = trio.Event()
+    trio.lowlevel.spawn_system_task(_give_back_late, held, held.owed)
+
+
+async def _give_back_late(held: Holding, done: trio.Event) -> None:
+    """Until an agent has taken it, or its deadline has passed; ends with the program's loop."""
+    session = held.another_session()
+    try:
+        while session.clock_ns() < held.deadline_ns:
+            try:
+                await session.release(held.lease_id)
+            except AgentUnavailable:
+                await trio.sleep(ASK_AGAIN_S)
+            except LeasedError:
+                return
+            else:
+                return
+    finally:
+        session.close()
+        done.set()
+
+
+def _left_ns(ends: float) -> int:
+    return round((ends - trio.current_time()) * NS_PER_S)
 
 
 def _ns(seconds: float | None, parameter: str) -> int | None:

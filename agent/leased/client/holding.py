@@ -37,7 +37,8 @@ GIVEN_BACK = "it was given back"
 
 class Holding:
     """A lease we hold. `lease` is how the agent last described it; `lost` is set when it is ours no
-    more, `released` when we want it no more, `given_back` when the agent has said so.
+    more, `released` when we want it no more, `given_back` when the agent has said so. `owed` is set
+    once that is over where no agent took it at the end of the block (None: one did).
     """
 
     def __init__(self, session: Session, granted: replies.AcquireReply, fds: Sequence[int]) -> None:
@@ -56,6 +57,7 @@ class Holding:
         self.lost = trio.Event()
         self.lost_why = ""
         self.released = self.given_back = False
+        self.owed: trio.Event | None = None
         self._deadline_ns = granted.lease.runtime.deadline_boottime_ns
 
     @property
@@ -171,6 +173,10 @@ class Holding:
         self.close()
         self.lease = await self._session.release(self.lease_id)
         self.given_back = True
+
+    def another_session(self) -> Session:
+        """A session with the same agent, whatever becomes of ours."""
+        return self._session.another()
 
     # ---- in the background ---------------------------------------------------------------------
 

@@ -123,10 +123,11 @@ class PlainHolding:
 def acquire(path: Place | Session = None, **wants: Any) -> Iterator[PlainHolding]:
     """Hold a lease for a block; the arguments and errors are those of `leased.client.acquire`.
 
-    A block that is still open when the interpreter ends is left then.
+    A block that is still open when the interpreter ends is left then. A lease that no agent was
+    there to take back at the end of its block is given back by the thread later.
     """
     began: queue.SimpleQueue[trio.lowlevel.TrioToken] = queue.SimpleQueue()
-    given_up = threading.Event()
+    given_up, left = threading.Event(), threading.Event()
     ready: queue.SimpleQueue[PlainHolding | None] = queue.SimpleQueue()
     wanted = trio.CancelScope()
     owner = os.getpid()
@@ -143,10 +144,14 @@ def acquire(path: Place | Session = None, **wants: Any) -> Iterator[PlainHolding
                 plain = PlainHolding(held, token)
                 ready.put(plain)
                 await plain.leave.wait()
+            if held.owed is not None:
+                left.set()
+                await held.owed.wait()
 
     def hold_and_tell() -> None:
         ended.append(outcome.capture(trio.run, hold))
         ready.put(None)
+        left.set()
 
     def leave() -> None:
         if os.getpid() != owner:
@@ -157,7 +162,8 @@ def acquire(path: Place | Session = None, **wants: Any) -> Iterator[PlainHolding
             given_up.set()
             with suppress(queue.Empty, trio.RunFinishedError):
                 began.get_nowait().run_sync_soon(wanted.cancel)
-        if thread.is_alive():
+        left.wait()
+        if ended:
             thread.join()
 
     # A daemon, for the interpreter waits for all others before it calls `leave`.
@@ -171,7 +177,7 @@ def acquire(path: Place | Session = None, **wants: Any) -> Iterator[PlainHolding
     finally:
         atexit.unregister(leave)
         leave()
-    if os.getpid() == owner:
+    if os.getpid() == owner and ended:
         ended[0].unwrap()
 
 

@@ -25,6 +25,7 @@ from leased.hardware.calls import Filter
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
 from leased.hardware.descriptors import close_all
+from leased.hardware.failure import failed_step
 from leased.hardware.instant import now_ns
 from leased.hardware.pieces import is_handed_out
 from leased.hardware.verbs import (
@@ -186,7 +187,7 @@ class Fittings:
                     verdict = await backend.prove(lease, allotments)
             except DeviceError as error:
                 unproven.update({a: a.capacity for a in allotments})
-                steps.append(StepReport(TeardownStep.WORKER, error.errno, began_ns, now_ns()))
+                steps.append(failed_step(TeardownStep.WORKER, error, began_ns))
             else:
                 unproven.update(verdict.unproven)
                 steps.extend(verdict.steps)

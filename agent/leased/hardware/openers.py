@@ -33,7 +33,13 @@ from leased.hardware.occupants import (
     start_time,
     tables,
 )
-from leased.hardware.verbs import block_device, char_device, make_search, search_nodes
+from leased.hardware.verbs import (
+    block_device,
+    char_device,
+    device_named,
+    make_search,
+    search_nodes,
+)
 from leased.terms.errors import DeviceError
 
 Node = tuple[int, int]
@@ -42,6 +48,10 @@ Node = tuple[int, int]
 _COMM_BYTES_MAX = 15
 _MAPPED = re.compile(rb"^(\w+)-(\w+) \S+ \S+ ((?!00:00 0 ).+)$", re.MULTILINE)
 """Where a file is mapped, and which."""
+
+_ESCAPED = re.compile(rb"\\([0-3][0-7]{2})")
+_UNREACHED = (errno.EAGAIN, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.ESTALE)
+"""What a path may end in that the kernel cannot follow by itself."""
 
 _KNOWN_MAX = 1 << 13
 
@@ -136,9 +146,9 @@ class _Look:
                 yield min(self._nodes)
             if not name.startswith(b"/") or name.startswith(b"/memfd:"):
                 continue
-            plain = name.replace(b"\\040", b" ").decode("utf-8", "surrogateescape")
-            node = self._number_of(f"/proc/{pid}/root{plain}")
-            if node is None and name.rpartition(b"/")[2] in self._names:
+            plain = _ESCAPED.sub(lambda escaped: bytes([int(escaped[1], 8)]), name)
+            node = self._named(pid, plain)
+            if node is None and plain.rpartition(b"/")[2] in self._names:
                 node = min(self._nodes)
             if node in self._nodes:
                 yield node
@@ -172,12 +182,12 @@ class _Look:
             self._mapped[key] = node
         return node
 
-    def _number_of(self, path: str) -> Node | None:
-        """The node's number; None for anything else, and for what is gone."""
+    def _named(self, pid: int, path: bytes) -> Node | None:
+        """The node's number; None for anything else, and for what is not found without waiting."""
         try:
-            return self._number(path)
+            return device_named(self._search, f"/proc/{pid}/root", path)
         except DeviceError as error:
-            if error.errno in GONE:
+            if error.errno in (*GONE, *_UNREACHED):
                 return None
             raise
 

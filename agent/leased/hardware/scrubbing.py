@@ -22,6 +22,7 @@ from typing import Protocol
 
 from leased.hardware import exclusion, occupants, parallel, verbs
 from leased.hardware.calls import Batch, Cleaned, Counted, Pool, Scrub
+from leased.hardware.failure import tell_failure
 from leased.hardware.instant import now_ns
 from leased.hardware.memory import read_charge, read_pool
 from leased.hardware.occupants import Inode, Occupant, Sought
@@ -116,6 +117,7 @@ def _clear_out(
                 for one in suspects:
                     one.killed += one.left
     except DeviceError as error:
+        tell_failure(TeardownStep.ESCAPEE_SCAN, error)
         for one in suspects:
             one.errno = error.errno
     for one in suspects:

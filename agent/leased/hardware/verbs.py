@@ -170,6 +170,16 @@ def block_device(path: str) -> tuple[int, int] | None:
     return int(major[0]), int(minor[0])
 
 
+def device_named(search: NodeSearch, root: str, path: bytes) -> tuple[int, int] | None:
+    """The device, of the kind that is sought, that `path` leads to in the directory `root`.
+    DeviceError(EAGAIN) where a file system would have to be waited for."""
+    major, minor = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+    rc = lib.leased_node_named(os.fsencode(root), path, search.kind, major, minor)
+    if not checked("node_named", rc, root):
+        return None
+    return int(major[0]), int(minor[0])
+
+
 def make_search(nodes: Sequence[tuple[int, int]], *, block: bool) -> NodeSearch:
     """What `search_nodes` looks for."""
     kind = DEVICE_BLOCK if block else DEVICE_CHAR

@@ -305,6 +305,31 @@ async def test_a_release_that_hangs_does_not(session: Session, agent: SmallAgent
     assert trio.current_time() == 5
 
 
+async def test_what_no_agent_took_back_is_given_back_when_one_is_there(
+    session: Session, agent: SmallAgent
+) -> None:
+    """Whoever is bound to it was killed at the deadline, long after the end of the block."""
+    agent.hang.append(parameters.Release)
+    async with acquire(session, mem=4096, ttl=60) as held:
+        pass
+    assert held.owed is not None and the_lease(agent).ended is None
+    agent.hang.clear()
+    await held.owed.wait()
+    assert the_lease(agent).ended is Ending.RELEASED
+    assert trio_ns() < held.deadline_ns
+
+
+async def test_what_no_agent_takes_back_ends_with_its_deadline(
+    session: Session, agent: SmallAgent
+) -> None:
+    agent.hang.append(parameters.Release)
+    async with acquire(session, mem=4096, ttl=60) as held:
+        pass
+    assert held.owed is not None
+    await held.owed.wait()
+    assert held.deadline_ns <= trio_ns() < held.deadline_ns + 11 * S
+
+
 @pytest.mark.parametrize("patience_s", [3, 30], ids=["cancelled", "not answered in time"])
 async def test_what_was_granted_to_who_gave_up_is_given_back(
     session: Session, agent: SmallAgent, patience_s: float

@@ -142,6 +142,11 @@ def note_of(identity: str) -> str:
     return next((note for note in notes if note.startswith(f"block:{identity} ")), "")
 
 
+def look() -> None:
+    """Have the agent look now: a notice of something that nobody leases."""
+    (host.NODES / "node0/uevent").write_text("change")
+
+
 def settled(seconds: float = host.HANGS_S) -> None:
     """Every namespace that is named is offered and free."""
 

@@ -8,6 +8,7 @@ refused is.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -32,7 +33,7 @@ from host import Connection, Failed, eventually
 
 from tests.hostile.verdicts import Verdict, record
 
-TURNS = int(os.environ.get("LEASED_TURNS", "10"))
+TURNS = int(os.environ.get("LEASED_TURNS", "6"))
 """Grants that fail, each with its teardown: seconds here. A thousand are for a night."""
 
 MARKER = hashlib.shake_256(b"the plaintext of a tenant").digest(drives.BLOCK_BYTES)
@@ -467,15 +468,34 @@ def test_a_killed_reaper_comes_back_and_cuts_in_time() -> None:
 # ---- nothing is left -----------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def had(identity: str) -> Iterator[None]:
+    """Somebody has the namespace for himself."""
+    fd = os.open(drives.device(identity), os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def write_first_block(identity: str, data: bytes) -> None:
+    with open(drives.device(identity), "r+b", buffering=0) as file:
+        file.write(data)
+        os.fsync(file.fileno())
+
+
 def test_grants_that_fail_and_grants_that_end_leave_nothing() -> None:
     """One of the namespaces is in use by somebody who asked nobody: what was made of the others
-    goes, too, and what is on that one stays."""
+    goes, too, and what is on that one stays. It is offered again once he has gone."""
     connection = Connection()
 
     def failing(*identities: str) -> None:
-        with pytest.raises(Failed) as refused:
-            connection.acquire(*ask(*identities))
-        assert refused.value.name == "io.leased.Lease.Refused", refused.value
+        with had(B2):
+            with pytest.raises(Failed) as refused:
+                connection.acquire(*ask(*identities))
+            assert refused.value.name == "io.leased.Lease.Refused", refused.value
+            eventually("it is not offered", lambda: "exclusively" in drives.note_of(B2))
+        drives.look()
         drives.settled()
 
     def whole() -> None:
@@ -485,10 +505,8 @@ def test_grants_that_fail_and_grants_that_end_leave_nothing() -> None:
         connection.call("Lease.Release", lease_id=lease_id)
         assert host.closed(lease_id)["state"] == "reclaimed"
 
-    fd = os.open(drives.device(B2), os.O_RDWR | os.O_EXCL)
+    write_first_block(B2, MARKER)
     try:
-        os.pwrite(fd, MARKER, 0)
-        os.fsync(fd)
         failing(A1, B2)
         whole()
         before = footprint.steady()
@@ -499,7 +517,6 @@ def test_grants_that_fail_and_grants_that_end_leave_nothing() -> None:
         footprint.is_again(before)
         assert drives.read_past_caches(drives.device(B2), 0, drives.BLOCK_BYTES) == MARKER
     finally:
-        os.pwrite(fd, bytes(drives.BLOCK_BYTES), 0)
-        os.close(fd)
+        write_first_block(B2, bytes(drives.BLOCK_BYTES))
         connection.close()
     assert host.leasectl("verify").startswith("ok: ")

@@ -52,7 +52,7 @@ def _nothing_left(_offered: None) -> Iterator[None]:
     yield
     for lease in call("Lease.List", ADMIN)["leases"]:  # of a test that failed
         call("Admin.Revoke", ADMIN, lease_id=lease["lease_id"])
-    look()
+    drives.look()
     drives.settled()
     assert not drives.mappings()
 
@@ -62,11 +62,6 @@ def connection() -> Iterator[Connection]:
     opened = Connection()
     yield opened
     opened.close()
-
-
-def look() -> None:
-    """Have the agent look now: a notice of something that nobody leases."""
-    (host.NODES / "node0/uevent").write_text("change")
 
 
 def lease(connection: Connection, ask: dict[str, Any]) -> str:
@@ -170,7 +165,7 @@ def test_a_drive_that_is_pulled_between_grant_and_join(
 def test_a_mapping_that_an_operator_removes_ends_its_lease(connection: Connection) -> None:
     lease_id = lease(connection, *ask(B1))
     host.run("dmsetup", "remove", f"lease-{lease_id}-0")
-    look()
+    drives.look()
     ended_by_its_device(lease_id)
     eventually("it is offered", lambda: f"block:{B1}" in drives.offered(), SOON_S)
 
@@ -255,16 +250,16 @@ def test_a_core_that_is_taken_from_the_slice_is_nobodys(
     lease_id = lease(connection, asked) if found_by == "look" else ""
     with slice_with("AllowedCPUs=0"):
         if found_by == "look":
-            look()
+            drives.look()
             ended_by_its_device(lease_id)
         else:
             with pytest.raises(Failed) as refused:
                 lease(connection, asked)
             assert refused.value.parameters["what"] == "cgroup_confine"
-            look()
+            drives.look()
         eventually("it is not offered", lambda: "cpu:1" not in listed())
         assert "AllowedCPUs=" in str(call("Device.List"))
-    look()
+    drives.look()
     host.offered("cpu:1")
 
 
@@ -275,10 +270,10 @@ def test_a_node_that_is_taken_from_the_slice_has_no_budgets(connection: Connecti
         with pytest.raises(Failed) as refused:
             lease(connection, budget)
         assert refused.value.parameters["what"] == "cgroup_confine"
-        look()
+        drives.look()
         ended_by_its_device(lease_id)
         eventually("it is not offered", lambda: BUDGET not in listed())
-    look()
+    drives.look()
     host.offered(BUDGET)
 
 
@@ -385,7 +380,7 @@ def range_there() -> dict[str, Any] | None:
 def test_a_range_that_is_taken_from_its_driver_ends_its_lease(
     what: str, connection: Connection
 ) -> None:
-    look()
+    drives.look()
     one = eventually("it is offered", range_there)
     ask = {"kind": "mem", "capacity": one["capacity"], "resource_id": one["resource_id"]}
     lease_id = lease(connection, ask)
@@ -400,5 +395,5 @@ def test_a_range_that_is_taken_from_its_driver_ends_its_lease(
                 (keeper / verb).write_text(region.name)
     ended_by_its_device(lease_id)
     if what == "range":  # it was unbound, and is bound again by the teardown
-        look()
+        drives.look()
     eventually("it is offered", range_there, SOON_S)

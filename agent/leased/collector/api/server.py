@@ -11,6 +11,7 @@ Does not know routes. Framing is hypercorn's (HTTP/1.1 and HTTP/2).
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import math
 import socket
@@ -31,6 +32,7 @@ from hypercorn.utils import wrap_app
 from leased.collector.api.requests import TAKE_S_MAX, origin_form
 from leased.collector.api.routes import Caller
 from leased.collector.api.settings import Http
+from leased.terms.crowd import Crowd
 from leased.terms.errors import ConfigError
 from leased.terms.moment import NS_PER_S
 
@@ -52,6 +54,9 @@ class Connection(TCPServer):
     """One connection, with what its certificate says."""
 
     identify: Identify
+    known: Callable[[str], None]
+    """Told who it is, where a certificate says so."""
+
     _left = False
     _ends = math.inf
     _sending: trio.CancelScope | None = None
@@ -67,7 +72,10 @@ class Connection(TCPServer):
                 return
             given = self.stream.getpeercert(binary_form=True)
             if given:
-                self.state = {**self.state, "certificate": self.identify(given)}
+                caller = self.identify(given)
+                self.state = {**self.state, "certificate": caller}
+                if caller is not None:
+                    self.known(caller.name)
         await super().run()
 
     async def protocol_send(self, event: Event) -> None:
@@ -121,7 +129,8 @@ class Server:
         self._tls = _context(http, directory) if http.tls_listen else None
         self._plain = [_bind(address, "http.listen") for address in http.listen]
         self._secure = [_bind(address, "http.tls_listen") for address in http.tls_listen]
-        self._open: set[Connection] = set()
+        self._open: dict[Connection, trio.CancelScope] = {}
+        self._crowd: Crowd[Connection] = Crowd()
         self._config = Config()
         self._config.h11_max_incomplete_size = HEADER_BYTES_MAX
         self._config.keep_alive_timeout = IDLE_S
@@ -154,16 +163,22 @@ class Server:
         context = WorkerContext(None)
 
         async def serve(stream: Any) -> None:
-            if self.connections >= self._http.connections_max:
+            whose = _address(stream)
+            if not whose or (self.connections >= self._http.connections_max and not self._spare()):
                 await trio.aclose_forcefully(stream)
                 return
             connection = Connection(self._wrapped, self._config, context, {}, stream)
             connection.identify = self._identify
-            self._open.add(connection)
+            connection.known = partial(self._crowd.put, connection)
+            self._crowd.put(connection, whose)
+            scope = self._open[connection] = trio.CancelScope()
             try:
-                await connection
+                with scope:
+                    await connection
             finally:
-                self._open.remove(connection)
+                self._crowd.leave(connection)
+                del self._open[connection]
+                await trio.aclose_forcefully(stream)
 
         async with trio.open_nursery() as answering:
             async with trio.open_nursery() as doors:
@@ -177,6 +192,14 @@ class Server:
             answering.cancel_scope.deadline = ends
             for connection in self._open:
                 connection.end_by(ends)
+
+    def _spare(self) -> bool:
+        """End the oldest connection of whoever has the most; whether there was one to end."""
+        oldest = self._crowd.give_up()
+        if oldest is not None:
+            self._open[oldest].cancel()
+            oldest.end_by(trio.current_time())
+        return oldest is not None
 
     def _listeners(self) -> list[Any]:
         def on(sock: socket.socket) -> trio.SocketListener:
@@ -221,6 +244,18 @@ def _context(http: Http, directory: Path) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"http.certificate: {error}") from error
     return context
+
+
+def _address(stream: Any) -> str:
+    """Where a connection is from; "": it has ended. Of IPv6 its network: a host has all of one."""
+    bare = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    try:
+        host = str(bare.socket.getpeername()[0])
+    except OSError:
+        return ""
+    if ":" not in host or "." in host:
+        return host
+    return str(ipaddress.ip_network(f"{host.partition('%')[0]}/64", strict=False))
 
 
 def _shown(one: socket.socket) -> str:

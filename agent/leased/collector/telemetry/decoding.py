@@ -29,8 +29,11 @@ from leased.terms.identity import ID_BYTES
 from leased.terms.moment import DAY_NS, NS_PER_S
 from leased.terms.series import SERIES, Series
 
-PACKED_BYTES_MAX: Final = 4 << 20
-BODY_BYTES_MAX: Final = 16 << 20
+PACKED_BYTES_MAX: Final = 1 << 20
+BODY_BYTES_MAX: Final = 2 << 20
+"""Twice what a node packs into one request (1 000 points, and as many ends of series). A message
+that is in memory takes up to 80 times its bytes: an empty point has two."""
+
 POINTS_MAX: Final = 20_000
 TEXT_CHARS_MAX: Final = 256
 PAST_NS_MAX: Final = DAY_NS
@@ -96,7 +99,7 @@ def decode(message: bytes, now_ns: int) -> Decoded:
     except DecodeError as error:
         raise CallerError("not an ExportMetricsServiceRequest") from error
     told: list[Point] = []
-    refusals: list[str] = []
+    rejected, first = 0, ""
     nodes: dict[str, None] = {}
     for part in request.resource_metrics:
         about = {one.key: one.value.string_value for one in part.resource.attributes}
@@ -107,11 +110,11 @@ def decode(message: bytes, now_ns: int) -> Decoded:
                 if point is not None and len(told) < POINTS_MAX:
                     told.append(point)
                 else:
-                    refusals.append(why or f"more than {POINTS_MAX} points in one request")
+                    rejected += 1
+                    first = first or why or f"more than {POINTS_MAX} points in one request"
     if len(nodes) > 1:
         raise CallerError("one request is of one node")
-    why = refusals[0] if refusals else ""
-    return Decoded(next(iter(nodes), ""), tuple(told), len(refusals), why)
+    return Decoded(next(iter(nodes), ""), tuple(told), rejected, first)
 
 
 def answer(rejected: int = 0, why: str = "") -> bytes:

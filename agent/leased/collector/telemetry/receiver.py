@@ -4,13 +4,15 @@
 Rule: only nodes speak here, each for itself: who sends is known by its certificate, and a request
 that says it is of another node is refused whole. Bodies are bounded, and what cannot be counted is
 said (partial success), so that the sender's own stream can tell of it. A store that cannot take
-more is answered with 503 and Retry-After: nodes keep their samples and come again.
+more is answered with 503 and Retry-After: nodes keep their samples and come again. One node has so
+many rows and so many requests at once: what others send is counted whatever it does.
 
 Does not do TLS, and does not keep anything itself (`rollup`, `store`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -24,7 +26,7 @@ from leased.collector.telemetry.decoding import (
     unpack,
 )
 from leased.collector.telemetry.rollup import Folding
-from leased.collector.telemetry.store import Store
+from leased.collector.telemetry.store import PRUNED_AT_ONCE, Store
 from leased.terms.errors import CallerError, StateError
 
 PATH: Final = "/v1/metrics"
@@ -33,6 +35,9 @@ BODY_S_MAX: Final = 30
 FLUSH_S: Final = 10
 PRUNE_EVERY: Final = 60
 RETRY_S: Final = 30
+AT_ONCE_MAX: Final = 2
+"""Requests of one node: it sends one after the other, and comes again where it was not answered."""
+
 Identify = Callable[[Mapping[str, Any]], str | None]
 """Which node an ASGI scope is of (hex); None: no node."""
 
@@ -71,6 +76,8 @@ class Receiver:
         self._folding = Folding()
         self._one_at_a_time = trio.CapacityLimiter(1)
         self._trouble = ""
+        self._excess = False
+        self._of_node: Counter[str] = Counter()
         self.requests = self.points = self.rejected = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -88,15 +95,15 @@ class Receiver:
         """Nothing waits here."""
 
     async def run(self) -> None:
-        """Keep what was received, every ten seconds and at the end."""
+        """Keep what was received, every ten seconds and at the end. Where there is more to take
+        away than goes at once, it goes on with the next round."""
         rounds = 0
         try:
             while True:
                 await trio.sleep(FLUSH_S)
                 rounds += 1
-                await trio.to_thread.run_sync(
-                    self._keep, rounds % PRUNE_EVERY == 0, limiter=self._one_at_a_time
-                )
+                prune = self._excess or rounds % PRUNE_EVERY == 0
+                await trio.to_thread.run_sync(self._keep, prune, limiter=self._one_at_a_time)
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._keep, False)
@@ -108,7 +115,8 @@ class Receiver:
         try:
             self._store.append(self._folding.take(now_ns), now_ns=now_ns)
             if prune:
-                self._store.prune(min(now_ns, self._newest_ns()))
+                gone = self._store.prune(min(now_ns, self._newest_ns()))
+                self._excess = gone >= PRUNED_AT_ONCE
             self._trouble = ""
         except StateError as error:
             self._trouble = str(error)
@@ -131,14 +139,21 @@ class Receiver:
             raise Refused(401, "show a node's certificate of this fleet")
         if self._trouble:
             raise Refused(503, self._trouble, RETRY_S)
-        body = await _read(receive)
-        told = await trio.to_thread.run_sync(
-            self._count,
-            body,
-            headers.get("content-encoding", "").lower(),
-            node,
-            limiter=self._one_at_a_time,
-        )
+        if self._of_node[node] >= AT_ONCE_MAX:
+            raise Refused(429, "one request after the other", 1)
+        self._of_node[node] += 1
+        try:
+            body = await _read(receive)
+            told = await trio.to_thread.run_sync(
+                self._count,
+                body,
+                headers.get("content-encoding", "").lower(),
+                node,
+                limiter=self._one_at_a_time,
+            )
+        finally:
+            self._of_node[node] -= 1
+            self._of_node += Counter()  # without those that are 0
         return answer(told.rejected, told.why)
 
     def _count(self, body: bytes, encoding: str, node: str) -> Decoded:
@@ -152,7 +167,7 @@ class Receiver:
         self.requests += 1
         self.points += len(told.points) - full
         self.rejected += told.rejected + full
-        why = told.why or ("the collector follows no more series" if full else "")
+        why = told.why or ("the collector follows no more series, or of this node" if full else "")
         return Decoded(told.node, (), told.rejected + full, why)
 
 

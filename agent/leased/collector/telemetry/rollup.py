@@ -32,6 +32,10 @@ and far above what any host is: half a petabyte in each of 100 points."""
 SERIES_MAX: Final = 200_000
 """Series that are followed at once: 1 000 nodes with 200 each. More are refused, not forgotten."""
 
+BEGUN_MAX: Final = 20_000
+"""Rows that one node begins within the time of a window: 512 leases with 10 series each, and four
+windows at once after we were away. What is there of others goes when there are too many rows."""
+
 
 class Rollup(msgspec.Struct, frozen=True):
     """One window (its beginning in Unix seconds) of one series."""
@@ -62,21 +66,24 @@ class Rollup(msgspec.Struct, frozen=True):
 class _Followed:
     """One series: the last point, and the window that is open."""
 
-    __slots__ = ("at_ns", "open", "value")
+    __slots__ = ("at_ns", "begin_s", "open", "value")
 
     def __init__(self) -> None:
-        self.at_ns = 0
+        self.at_ns = self.begin_s = 0
         self.value: int | None = None
         self.open: Rollup | None = None
 
 
 class Folding:
-    """Points in, rows out. Bounded: a series too many is refused."""
+    """Points in, rows out. Bounded: a series too many is refused, and so is a row too many of one
+    node."""
 
-    def __init__(self, series_max: int = SERIES_MAX) -> None:
-        self._series_max = series_max
+    def __init__(self, series_max: int = SERIES_MAX, begun_max: int = BEGUN_MAX) -> None:
+        self._series_max, self._begun_max = series_max, begun_max
         self._followed: dict[Key, _Followed] = {}
         self._rows: list[tuple[Key, Rollup]] = []
+        self._begun: dict[str, int] = {}
+        self._window = 0
 
     def __len__(self) -> int:
         return len(self._followed)
@@ -86,17 +93,31 @@ class Folding:
         refused = 0
         for point in points:
             followed = self._followed.get(point.key)
-            if followed is None:
-                if len(self._followed) >= self._series_max:
+            if followed is not None and point.time_ns <= followed.at_ns:
+                continue
+            begin_s = _begin_s(point)
+            if followed is None or begin_s != followed.begin_s:
+                followed = self._begin(point.key, followed)
+                if followed is None:
                     refused += 1
                     continue
-                followed = self._followed[point.key] = _Followed()
+                followed.begin_s = begin_s
             self._count(point, followed)
         return refused
 
+    def _begin(self, key: Key, followed: _Followed | None) -> _Followed | None:
+        """A row is begun; None: there is no room for it."""
+        begun = self._begun.get(key.node, 0)
+        if begun >= self._begun_max:
+            return None
+        if followed is None:
+            if len(self._followed) >= self._series_max:
+                return None
+            followed = self._followed[key] = _Followed()
+        self._begun[key.node] = begun + 1
+        return followed
+
     def _count(self, point: Point, followed: _Followed) -> None:
-        if point.time_ns <= followed.at_ns:
-            return
         span_ns = point.time_ns - followed.at_ns
         if followed.value is None or span_ns > GAP_NS:
             span_ns = 0
@@ -104,7 +125,7 @@ class Folding:
         followed.at_ns = point.time_ns
         if point.value is None:
             return
-        begin_s = point.time_ns // NS_PER_S // WINDOW_S * WINDOW_S
+        begin_s = _begin_s(point)
         if followed.open is not None and followed.open.begin_s != begin_s:
             self._rows.append((point.key, followed.open))
             followed.open = None
@@ -117,6 +138,9 @@ class Folding:
         been silent for longer than a gap are not followed any more, nor those that are further
         ahead than any point may be: our own clock was, and they would be deaf until it is again."""
         rows, self._rows = self._rows, []
+        window = now_ns // NS_PER_S // WINDOW_S
+        if window != self._window:
+            self._window, self._begun = window, {}
         for key in list(self._followed):
             followed = self._followed[key]
             if followed.open is not None:
@@ -125,6 +149,10 @@ class Folding:
             if not -FUTURE_NS_MAX <= now_ns - followed.at_ns <= GAP_NS:
                 del self._followed[key]
         return rows
+
+
+def _begin_s(point: Point) -> int:
+    return point.time_ns // NS_PER_S // WINDOW_S * WINDOW_S
 
 
 def _one(point: Point, begin_s: int, before: int | None, span_ns: int) -> Rollup | None:

@@ -23,6 +23,10 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 URL_CHARS_MAX: Final = 2048
 _NAT64: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+_UNICAST: Final = ipaddress.ip_network("2000::/3")
+"""All of IPv6 that is global unicast: what the library calls global is more, site-local (fec0::/10)
+and translated IPv4 (::ffff:0:a.b.c.d) among it."""
+
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 
 
@@ -78,7 +82,8 @@ def refusal(address: str, allowed: Sequence[Network], *, secure: bool) -> str:
     if not secure:
         return "plain HTTP goes only to addresses that private_networks allows"
     for one in _within(outer):
-        if not one.is_global or one.is_multicast:
+        outside = isinstance(one, ipaddress.IPv6Address) and one not in _UNICAST
+        if outside or not one.is_global or one.is_multicast:
             return "a private address that private_networks does not allow"
     return ""
 

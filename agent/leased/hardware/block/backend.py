@@ -47,6 +47,7 @@ from leased.hardware.block.wanted import Wanted
 from leased.hardware.calls import Surveyed
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.failure import failed_step
 from leased.hardware.instant import now_ns
 from leased.hardware.remembered import Remembered
 from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_BLOCK, DeviceRule
@@ -255,7 +256,7 @@ class BlockBackend:
             try:
                 outcome = await self._clean(lease, allotment)
             except DeviceError as error:
-                failed = StepReport(TeardownStep.SCRUB, error.errno, began_ns, now_ns())
+                failed = failed_step(TeardownStep.SCRUB, error, began_ns)
                 outcome = calls.Cleaned(False, 0, "", (failed,))
             self._outcomes[lease.lease_id, allotment.resource_id] = outcome
             done.append(outcome)
@@ -321,8 +322,7 @@ class BlockBackend:
             try:
                 proven = await self._prove(lease, allotment)
             except DeviceError as error:
-                failed = StepReport(TeardownStep.WORKER, error.errno, began_ns, now_ns())
-                proven = calls.Proven(False, (failed,))
+                proven = calls.Proven(False, (failed_step(TeardownStep.WORKER, error, began_ns),))
             steps.extend(proven.steps)
             identity = identity_in(allotment.resource_id)
             if not proven.clean:

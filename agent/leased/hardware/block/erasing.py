@@ -32,6 +32,7 @@ from leased.hardware.block.examining import (
 from leased.hardware.block.mapping import admit, control, end
 from leased.hardware.block.namespaces import Namespace
 from leased.hardware.block.opening import ADMIN_MS, controller_of, exclusively, resolve
+from leased.hardware.failure import failed_step
 from leased.hardware.instant import now_ns
 from leased.terms.errors import DeviceError
 from leased.terms.teardown import StepReport, TeardownStep
@@ -64,7 +65,7 @@ def clean(call: Clean) -> Cleaned:
         try:
             wiped = end(dm, call.uuid, call.name)
         except DeviceError as error:
-            steps.append(StepReport(TeardownStep.OBJECT_REVOKE, error.errno, began_ns, now_ns()))
+            steps.append(failed_step(TeardownStep.OBJECT_REVOKE, error, began_ns))
             if call.detach_stuck:
                 steps.append(_detach(call))
             return Cleaned(False, 0, "", tuple(steps))
@@ -202,7 +203,7 @@ def _detach(call: Clean) -> StepReport:
                 raise DeviceError("nvme_detach", errno.ENOTSUP, "the drive cannot")
             detach(controller, namespace)
     except DeviceError as error:
-        return StepReport(TeardownStep.RELEASE, error.errno, began_ns, now_ns())
+        return failed_step(TeardownStep.RELEASE, error, began_ns)
     return StepReport(TeardownStep.RELEASE, 0, began_ns, now_ns(), 1)
 
 

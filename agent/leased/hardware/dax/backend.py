@@ -31,6 +31,7 @@ from leased.hardware.dax import calls
 from leased.hardware.dax.lost import why_lost
 from leased.hardware.dax.ranges import Range
 from leased.hardware.dax.survey import NOT_OFFERED, describe
+from leased.hardware.failure import failed_step
 from leased.hardware.instant import now_ns
 from leased.hardware.remembered import Remembered
 from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_CHAR, DeviceRule
@@ -242,8 +243,7 @@ class DaxBackend:
                 self._note(identity, name=released.name)
                 return released
             except DeviceError as error:
-                failed = StepReport(TeardownStep.RELEASE, error.errno, began_ns, now_ns())
-                return calls.Released("", 0, (failed,))
+                return calls.Released("", 0, (failed_step(TeardownStep.RELEASE, error, began_ns),))
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
         """Each range by itself: what its scrub came to, and what a witness sees."""
@@ -280,7 +280,7 @@ class DaxBackend:
                 extra_ns = self._touching_ns(1, allotment)
                 seen = await self._ask(worker, "witness", call, calls.Steps, extra_ns)
             except DeviceError as error:
-                return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, now_ns()),)
+                return (failed_step(TeardownStep.WITNESS, error, began_ns),)
             finally:
                 for name in (f"dax use {identity}", f"dax witness {identity}"):
                     self._crew.dismiss(name)

@@ -28,6 +28,7 @@ from leased.hardware.calls import Surveyed
 from leased.hardware.cgroup import is_populated
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.failure import failed_step
 from leased.hardware.gpu import calls
 from leased.hardware.gpu.desk import Desk, worker_of
 from leased.hardware.gpu.ear import Ear
@@ -278,7 +279,7 @@ class GpuBackend:
                 self._desk.keep(resource_id, target, lease)
                 return await self._reclaimer.reclaim(lease, resource_id, target)
         except DeviceError as error:
-            failed = StepReport(TeardownStep.RELEASE, error.errno, began_ns, now_ns())
+            failed = failed_step(TeardownStep.RELEASE, error, began_ns)
             return Outcome((failed,), began_ns, 0)
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
@@ -314,8 +315,7 @@ class GpuBackend:
                 self._fleet.trust(target.uuid)
             return told
         except DeviceError as error:
-            at_ns = now_ns()
-            return (StepReport(TeardownStep.WITNESS, error.errno, at_ns, at_ns),)
+            return (failed_step(TeardownStep.WITNESS, error, now_ns()),)
         finally:
             self._desk.vacate(resource_id, lease)
 

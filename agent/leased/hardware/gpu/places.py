@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 
+from leased.hardware.failure import failed_step
 from leased.hardware.gpu import calls, verdict
 from leased.hardware.gpu.desk import Desk, worker_of
 from leased.hardware.gpu.facts import Target
@@ -53,7 +54,7 @@ class Places:
                 worker_of(target), "unmake", call, calls.Nothing, extra_ns=budget_ns
             )
         except DeviceError as error:
-            return StepReport(TeardownStep.OBJECT_REVOKE, error.errno, began_ns, now_ns())
+            return failed_step(TeardownStep.OBJECT_REVOKE, error, began_ns)
         self._fleet.place(resource_id, None)
         return StepReport(TeardownStep.OBJECT_REVOKE, 0, began_ns, now_ns())
 
@@ -65,7 +66,7 @@ class Places:
                 worker_of(target), "absent", calls.Remove(target), calls.Absent
             )
         except DeviceError as error:
-            return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, now_ns()),), None
+            return (failed_step(TeardownStep.WITNESS, error, began_ns),), None
         failed = errno.EBUSY if seen.left or not seen.room else 0
         step = StepReport(TeardownStep.WITNESS, failed, seen.began_ns, seen.ended_ns, seen.left)
         return (step,), seen

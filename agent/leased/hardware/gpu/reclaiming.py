@@ -21,6 +21,7 @@ from collections.abc import Iterable
 import msgspec
 
 from leased.hardware.calls import Surveyed
+from leased.hardware.failure import failed_step
 from leased.hardware.gpu import calls, verdict
 from leased.hardware.gpu.bounds import overwrite_extra_ns, release_extra_ns, witness_extra_ns
 from leased.hardware.gpu.desk import Desk, scrubber_of, worker_of
@@ -116,7 +117,7 @@ class Reclaimer:
                 if target.place is not None:
                     steps += (await self.places.unmake(resource_id, target),)
         except DeviceError as error:
-            steps += (StepReport(at, error.errno, began_ns, now_ns()),)
+            steps += (failed_step(at, error, began_ns),)
             self._note_hang(target, error)
         if scrubbed is not None and verdict.is_clean(steps):
             self._owed[resource_id] = lease.subject.tenant if later else None
@@ -257,7 +258,7 @@ class Reclaimer:
             )
         except DeviceError as error:
             self._note_hang(target, error)
-            return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, now_ns()),)
+            return (failed_step(TeardownStep.WITNESS, error, began_ns),)
         xids, heard_all, lacking = self._heard(target, outcome)
         return verdict.judge_witness(
             seen,

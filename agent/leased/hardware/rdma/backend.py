@@ -29,6 +29,7 @@ from leased.hardware.backend import Readied, Verdict, Wiped
 from leased.hardware.calls import CgroupFacts, Found, Founded, Surveyed
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.failure import failed_step
 from leased.hardware.instant import now_ns
 from leased.hardware.pieces import memory_pieces
 from leased.hardware.rdma import calls
@@ -251,7 +252,7 @@ class RdmaBackend:
             room = await self._room(lease, guid, budget_ns)
             told = await self._desk.ask_again(guid, "end", room, calls.Steps, extra_ns=budget_ns)
         except DeviceError as error:
-            return (StepReport(TeardownStep.RELEASE, error.errno, began_ns, now_ns()),)
+            return (failed_step(TeardownStep.RELEASE, error, began_ns),)
         return told.steps
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
@@ -278,7 +279,7 @@ class RdmaBackend:
         try:
             return steps + await self._desk.probe(lease, guid)
         except DeviceError as error:
-            return [*steps, StepReport(TeardownStep.WORKER, error.errno, began_ns, now_ns())]
+            return [*steps, failed_step(TeardownStep.WORKER, error, began_ns)]
 
     async def _look_for_left(self, lease: Lease, guid: str) -> tuple[frozenset[Key], int]:
         """What is left of the lease on the device when it has had time to settle, and 0 or an

@@ -3,9 +3,10 @@
 
 Rule: nothing is read of a request before the certificate of its sender is known to be of the
 fleet's CA. Each connection is a task of its own with limits on all it does; what one of them does
-wrong ends that one. Over the limit, whoever has been longest without showing a certificate makes
-room, so that nobody without one can keep a collector out; where all have shown one, the newcomer is
-closed before the handshake, which is what costs.
+wrong ends that one. Over the limit, whoever has the most connections loses the oldest of them, and
+all who have shown no certificate, or one that may ask nothing here, count as one: so nobody keeps a
+collector out, with a certificate or without. Where nobody has two, the newcomer is closed before
+the handshake, which is what costs.
 
 Does not know what is asked (`routes`).
 """
@@ -22,17 +23,21 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from leased.chain.certificate import Identity, read_certificate
+from leased.chain.certificate import Identity, Role, read_certificate
 from leased.ports import Clock
 from leased.service.fleet.config import Listening
 from leased.service.fleet.tls import HANDSHAKE_ERRORS, Credentials
 from leased.service.fleet.web import Answer, Refuse, Request, converse
+from leased.terms.crowd import Crowd
 from leased.terms.errors import CallerError, StateError
 from leased.terms.moment import NS_PER_S
 
 BACKLOG: Final = 64
 PULL_SOCKET: Final = "pull"
 """FileDescriptorName= of leased-pull.socket."""
+
+_UNPROVEN: Final = ""
+"""Whose connections are that have shown no certificate that may ask."""
 
 Stream = trio.SSLStream[trio.SocketStream]
 
@@ -96,7 +101,7 @@ class NodeListener:
         self._sockets = sockets
         self._attend, self._refuse = attend, refuse
         self._clock = clock
-        self._unproven: dict[trio.CancelScope, None] = {}
+        self._crowd: Crowd[trio.CancelScope] = Crowd(_UNPROVEN)
         self.connections = self.refused = self.handshakes_failed = 0
 
     @property
@@ -122,40 +127,40 @@ class NodeListener:
         stream = trio.SSLStream(
             raw, self.credentials.context, server_side=True, https_compatible=True
         )
+        scope = trio.CancelScope()
         try:
-            await self._serve(stream)
+            with scope:
+                await self._serve(stream, scope)
         finally:
+            self._crowd.leave(scope)
             self.connections -= 1
             await _drop(raw)
 
     def _make_room(self) -> bool:
-        """End the oldest connection that has shown no certificate; whether there was one."""
-        if not self._unproven:
-            return False
-        oldest = next(iter(self._unproven))
-        del self._unproven[oldest]
-        oldest.cancel()
-        return True
+        """End the oldest connection of whoever has the most; whether there was one to end."""
+        oldest = self._crowd.give_up()
+        if oldest is not None:
+            oldest.cancel()
+        return oldest is not None
 
     async def _shake_hands(self, stream: Stream) -> bool:
         """Whether the peer has proven who it is, in time."""
-        with trio.move_on_after(self.limits.handshake_ns / NS_PER_S) as scope:
-            self._unproven[scope] = None
+        with trio.move_on_after(self.limits.handshake_ns / NS_PER_S):
             try:
                 await stream.do_handshake()
                 return True
             except (trio.BrokenResourceError, *HANDSHAKE_ERRORS):
                 pass
-            finally:
-                self._unproven.pop(scope, None)
         return False
 
-    async def _serve(self, stream: Stream) -> None:
+    async def _serve(self, stream: Stream, scope: trio.CancelScope) -> None:
         credentials, limits = self.credentials, self.limits
+        self._crowd.put(scope, _UNPROVEN)
         if not await self._shake_hands(stream):
             self.handshakes_failed += 1
             return
         identity = _identify(stream, credentials)
+        self._crowd.put(scope, _who(identity))
         await converse(stream, partial(self._answer, identity), self._refuse, limits)
         with trio.move_on_after(limits.write_ns / NS_PER_S):
             # A peer that is told why it was refused must get to read it.
@@ -178,6 +183,13 @@ def _identify(stream: Stream, credentials: Credentials) -> Identity | None:
     except CallerError:
         return None
     return identity if identity.fleet == credentials.fleet else None
+
+
+def _who(identity: Identity | None) -> str:
+    """Whose a connection is, where places are given."""
+    if identity is None or identity.role not in (Role.COLLECTOR, Role.SCRAPER):
+        return _UNPROVEN
+    return identity.uri()
 
 
 async def _drop(raw: trio.SocketStream) -> None:
