@@ -218,11 +218,7 @@ def _examine(pid: int, inodes: frozenset[Inode], names: Mapping[bytes, Inode]) -
     found: set[Inode] = set()
     for task in tables(pid):
         found.update(_by_descriptor(task, inodes, names))
-    found.update(_by_mapping(f"/proc/{pid}", inodes))
-    if not found:
-        # After its leader's exit its memory is seen at any other thread.
-        for tid in listed(f"/proc/{pid}/task")[1:]:
-            found.update(_by_mapping(f"/proc/{tid}", inodes))
+    found.update(_by_mapping(*memory_of(pid), inodes))
     return frozenset(found)
 
 
@@ -267,8 +263,9 @@ def _registered(path: str, names: Mapping[bytes, Inode]) -> Iterator[Inode]:
                 yield inode
 
 
-def _by_mapping(process: str, inodes: frozenset[Inode]) -> Iterator[Inode]:
-    text = mappings(process)
+def _by_mapping(
+    process: str, text: bytes | None, inodes: frozenset[Inode]
+) -> Iterator[Inode]:
     if text is None:
         yield from _one_by_one(process, inodes)
         return
@@ -308,6 +305,20 @@ def read_by(pid: int) -> str:
             if path.startswith("/proc/") and other.isdecimal() and other != str(pid):
                 return f"{path} of uid {os.stat(f'/proc/{other}').st_uid}"
     return ""
+
+
+def memory_of(pid: int) -> tuple[str, bytes | None]:
+    """Where a process's mappings are told, and what is told (`mappings`): at its leader, or where
+    that has exited at another thread, which /proc knows by number, though it does not list it. All
+    threads have the same, and there may be thousands."""
+    text = mappings(f"/proc/{pid}")
+    if text != b"":
+        return f"/proc/{pid}", text
+    for thread in listed(f"/proc/{pid}/task"):
+        text = mappings(f"/proc/{thread}")
+        if text != b"":
+            return f"/proc/{thread}", text
+    return f"/proc/{pid}", b""
 
 
 def mappings(process: str) -> bytes | None:

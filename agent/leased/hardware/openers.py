@@ -25,9 +25,8 @@ from leased.hardware.occupants import (
     Occupant,
     kill_those,
     lines_or_none,
-    listed,
     mapped_files,
-    mappings,
+    memory_of,
     processes,
     read_or_empty,
     start_time,
@@ -125,9 +124,8 @@ class _Look:
         for task in tables(pid):
             for node, via in self._by_descriptor(pid, task):
                 found.setdefault(node, via)
-        for process, mapped in _memories(pid):
-            for node in self._by_mapping(process, mapped):
-                found.setdefault(node, "map")
+        for node in self._by_mapping(*memory_of(pid)):
+            found.setdefault(node, "map")
         return sorted(found.items())
 
     def _by_descriptor(self, pid: int, task: str) -> Iterator[tuple[Node, str]]:
@@ -190,17 +188,6 @@ class _Look:
             if error.errno in (*GONE, *_UNREACHED):
                 return None
             raise
-
-
-def _memories(pid: int) -> Iterator[tuple[str, bytes | None]]:
-    """Where a process's mappings are, and the list of them (`mappings`): at its leader, or where
-    that has exited at any thread (which /proc knows by number, though it does not list it)."""
-    mapped = mappings(f"/proc/{pid}")
-    if mapped is None or mapped:
-        yield f"/proc/{pid}", mapped
-        return
-    for thread in listed(f"/proc/{pid}/task"):
-        yield f"/proc/{thread}", mappings(f"/proc/{thread}")
 
 
 def _describe(pid: int) -> tuple[int, str, str, int]:

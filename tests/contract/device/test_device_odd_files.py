@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of strangers that no search can look at as it looks at others, on this host's own /proc:
-nobody is kept from being proven clean by them, and nothing that may be a device is passed over.
+"""Strangers whose files no search can look at as it looks at others, or who have thousands of
+threads, on this host's own /proc: nobody is kept from being proven clean by them, and nothing that
+may be a device is passed over.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import platform
 import shutil
 import signal
 import struct
@@ -20,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from leased.hardware import occupants
-from leased.hardware.occupants import start_time
+from leased.hardware.occupants import memory_of, start_time
 from leased.hardware.openers import Opener, Sought, scan
 from leased.terms.errors import DeviceError
 from tests.doubles.host import not_proven
@@ -114,6 +116,67 @@ def test_a_path_of_more_than_a_page_is_that_of_a_file(memory: Path, has: str) ->
 def test_a_registered_device_is_found_under_any_name(memory: Path, name: str) -> None:
     with process_that(f"ring = ring_file(bound(at + {'/' + name!r}))", memory) as pid:
         assert [(one.pid, one.via) for one in search(pid)] == [(pid, "ring")]
+
+
+# ---- threads -----------------------------------------------------------------------------------
+
+THREADS = 40
+CROWD = f"""
+import threading
+done = threading.Event()
+for _ in range({THREADS}):
+    threading.Thread(target=done.wait, daemon=True).start()
+"""
+LEADERLESS = """
+import threading
+memory, zero = os.memfd_create("leased-nothing"), os.open("/dev/zero", os.O_RDWR)
+os.ftruncate(memory, 4096)
+libc.mmap(None, 4096, 1, 1, memory, 0)
+libc.mmap(None, 4096, 1, 2, zero, 0)
+os.closerange(memory, zero + 1)
+def live():
+    while " Z " not in open(f"/proc/{os.getpid()}/stat").read():
+        pass
+    print("has", flush=True)
+    threading.Event().wait()
+threading.Thread(target=live).start()
+libc.syscall(60, 0)
+"""
+
+
+def reads() -> int:
+    """How many calls of this process's have read something, by the kernel's count."""
+    return int(Path("/proc/self/io").read_text("ascii").partition("syscr:")[2].split()[0])
+
+
+def test_the_mappings_of_a_process_are_read_once_however_many_threads_it_has(
+    tmp_path: Path,
+) -> None:
+    """Of a process that had not what was sought, a search for memory read all that it maps once
+    for each thread: one of two thousand threads took a minute, and no such search ended in its
+    time."""
+    with process_that(CROWD, tmp_path) as pid:
+        taken = []
+        for exempt in (all_but(pid), all_but()):
+            before = reads()
+            assert occupants.scan([MEMORY], exempt=exempt, deadline_ns=FAR_NS) == {}
+            taken.append(reads() - before)
+        assert taken[0] - taken[1] < THREADS
+
+
+def test_what_a_process_maps_is_seen_after_its_first_threads_end(tmp_path: Path) -> None:
+    if platform.machine() != "x86_64":
+        not_proven("a process without its first thread", "the number of exit(2) is x86-64's")
+    with process_that(LEADERLESS, tmp_path) as pid:
+        _, mapped = memory_of(pid)
+        assert mapped is not None
+        [line] = [one.split() for one in mapped.splitlines() if b"memfd:" in one]
+        major, _, minor = line[3].partition(b":")
+        inode = (os.makedev(int(major, 16), int(minor, 16)), int(line[4]))
+        sought = occupants.Sought(inode, "leased-nothing")
+        found = occupants.scan([sought], exempt=all_but(pid), deadline_ns=FAR_NS)
+        assert [one.pid for one in found[inode]] == [pid]
+        assert [(one.pid, one.via) for one in search(pid)] == [(pid, "map")]
 
 
 SERVES = """
