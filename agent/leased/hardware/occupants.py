@@ -23,6 +23,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 
 import msgspec
 
@@ -37,8 +38,9 @@ TRACER_NS = 500_000_000
 TABLES_MAX = 4
 """A thread is compared with so many of those before it, and looked at if it is like none."""
 
-MAPS_BYTES_MAX = 1 << 20
-"""A program that maps a thousand libraries takes a fifth of it."""
+MAPS_BYTES_MAX = 16 << 20
+"""A search engine that maps as many files as a process may takes that; a program that maps a
+thousand libraries takes a hundredth."""
 
 _CHUNK_BYTES = 64 << 10
 
@@ -264,20 +266,21 @@ def _registered(path: str, names: Mapping[bytes, Inode]) -> Iterator[Inode]:
 
 
 def _by_mapping(
-    process: str, text: bytes | None, inodes: frozenset[Inode]
+    process: str, told: Iterable[bytes | None], inodes: frozenset[Inode]
 ) -> Iterator[Inode]:
-    if text is None:
-        yield from _one_by_one(process, inodes)
-        return
-    if _MEMFD not in text:
-        return
-    for line in text.splitlines():
-        if _MEMFD in line:
-            fields = line.split(None, 5)
-            major, _, minor = fields[3].partition(b":")
-            inode = (os.makedev(int(major, 16), int(minor, 16)), int(fields[4]))
-            if inode in inodes:
-                yield inode
+    for text in told:
+        if text is None:
+            yield from _one_by_one(process, inodes)
+            return
+        if _MEMFD not in text:
+            continue
+        for line in text.split(b"\n"):  # of a name with a carriage return, too
+            if _MEMFD in line:
+                fields = line.split(None, 5)
+                major, _, minor = fields[3].partition(b":")
+                inode = (os.makedev(int(major, 16), int(minor, 16)), int(fields[4]))
+                if inode in inodes:
+                    yield inode
 
 
 def _one_by_one(process: str, inodes: frozenset[Inode]) -> Iterator[Inode]:
@@ -307,35 +310,37 @@ def read_by(pid: int) -> str:
     return ""
 
 
-def memory_of(pid: int) -> tuple[str, bytes | None]:
+def memory_of(pid: int) -> tuple[str, Iterator[bytes | None]]:
     """Where a process's mappings are told, and what is told (`mappings`): at its leader, or where
     that has exited at another thread, which /proc knows by number, though it does not list it. All
     threads have the same, and there may be thousands."""
-    text = mappings(f"/proc/{pid}")
-    if text != b"":
-        return f"/proc/{pid}", text
-    for thread in listed(f"/proc/{pid}/task"):
-        text = mappings(f"/proc/{thread}")
-        if text != b"":
-            return f"/proc/{thread}", text
-    return f"/proc/{pid}", b""
+    place, told = f"/proc/{pid}", mappings(f"/proc/{pid}")
+    first = next(told, b"")
+    for thread in listed(f"/proc/{pid}/task") if first == b"" else ():
+        place, told = f"/proc/{thread}", mappings(f"/proc/{thread}")
+        first = next(told, b"")
+        if first != b"":
+            break
+    return place, chain((first,), told)
 
 
-def mappings(process: str) -> bytes | None:
-    """What /proc tells of a process's mappings, nothing where it is gone; None where that is more
-    than MAPS_BYTES_MAX. Raises DeviceError."""
-    text = bytearray()
+def mappings(process: str) -> Iterator[bytes | None]:
+    """What /proc tells of a process's mappings, whole lines, some at a time; nothing where it is
+    gone. None, and no more, where that is more than MAPS_BYTES_MAX. Raises DeviceError."""
+    told_bytes, rest = 0, b""
     try:
         with open(f"{process}/maps", "rb", buffering=0) as file:
             while chunk := file.read(_CHUNK_BYTES):
-                text += chunk
-                if len(text) > MAPS_BYTES_MAX:
-                    return None
+                told_bytes += len(chunk)
+                if told_bytes > MAPS_BYTES_MAX:
+                    yield None
+                    return
+                lines, newline, rest = (rest + chunk).rpartition(b"\n")
+                if newline:
+                    yield lines
     except OSError as error:
-        if error.errno in GONE:
-            return b""
-        raise DeviceError("occupant_scan", error.errno or errno.EIO, process) from error
-    return bytes(text)
+        if error.errno not in GONE:
+            raise DeviceError("occupant_scan", error.errno or errno.EIO, process) from error
 
 
 def mapped_files(process: str) -> Iterator[str]:

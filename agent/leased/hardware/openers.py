@@ -151,22 +151,24 @@ class _Look:
             if node in self._nodes:
                 yield node
 
-    def _by_mapping(self, process: str, mapped: bytes | None) -> Iterator[Node]:
-        if mapped is None:
-            found = (self._number_there(path) for path in mapped_files(process))
-            yield from (node for node in found if node in self._nodes)
-            return
-        if len(self._mapped) > _KNOWN_MAX:
-            self._mapped.clear()
-        for begin, end, key in _MAPPED.findall(mapped):
-            # Device and inode alone do not name a file on every file system; with the path they do.
-            if key in self._mapped:
-                node = self._mapped[key]
-            else:
-                path = f"{process}/map_files/{int(begin, 16):x}-{int(end, 16):x}"
-                node = self._number_there(path, key)
-            if node in self._nodes:
-                yield node
+    def _by_mapping(self, process: str, told: Iterable[bytes | None]) -> Iterator[Node]:
+        for text in told:
+            if text is None:
+                found = (self._number_there(path) for path in mapped_files(process))
+                yield from (node for node in found if node in self._nodes)
+                return
+            if len(self._mapped) > _KNOWN_MAX:
+                self._mapped.clear()
+            for begin, end, key in _MAPPED.findall(text):
+                # Device and inode alone do not name a file on every file system; with the path
+                # they do.
+                if key in self._mapped:
+                    node = self._mapped[key]
+                else:
+                    path = f"{process}/map_files/{int(begin, 16):x}-{int(end, 16):x}"
+                    node = self._number_there(path, key)
+                if node in self._nodes:
+                    yield node
 
     def _number_there(self, path: str, key: bytes = b"") -> Node | None:
         """The node that is mapped; None where it is anything else, or unmapped meanwhile."""
