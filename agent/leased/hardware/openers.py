@@ -25,6 +25,7 @@ from leased.hardware.occupants import (
     Occupant,
     kill_those,
     lines_or_none,
+    listed,
     mapped_files,
     memory_of,
     processes,
@@ -92,7 +93,12 @@ def scan(sought: Sought, *, exempt: Mapping[int, int], deadline_ns: int) -> tupl
     look = _Look(sought)
     seen: list[Opener] = []
     for pid in processes("opener_scan", exempt, deadline_ns):
-        found = look.at(pid)
+        try:
+            found = look.at(pid)
+        except DeviceError as error:
+            uid, name, *_ = _describe(pid)
+            detail = f"{error.detail} of {name!r}, uid {uid}"
+            raise DeviceError(error.verb, error.errno, detail) from error
         started = start_time(pid) if found else None
         if started is not None:
             described = _describe(pid)
@@ -129,12 +135,25 @@ class _Look:
         return sorted(found.items())
 
     def _by_descriptor(self, pid: int, task: str) -> Iterator[tuple[Node, str]]:
-        had, rings = search_nodes(self._search, f"{task}/fd")
+        try:
+            had, rings = search_nodes(self._search, f"{task}/fd")
+        except DeviceError as error:
+            raise self._say_which(f"{task}/fd", error) from error
         for node in had:
             yield node, "fd"
         for number in rings:
             for node in self._registered(pid, f"{task}/fdinfo/{number}"):
                 yield node, "ring"
+
+    def _say_which(self, folder: str, error: DeviceError) -> DeviceError:
+        """The same error, of one descriptor."""
+        for name in listed(folder):
+            try:
+                self._number_there(f"{folder}/{name}")
+            except DeviceError as found:
+                if found.errno == error.errno:
+                    return found
+        return error
 
     def _registered(self, pid: int, path: str) -> Iterator[Node]:
         for line in lines_or_none(path):
@@ -171,13 +190,14 @@ class _Look:
                     yield node
 
     def _number_there(self, path: str, key: bytes = b"") -> Node | None:
-        """The node that is mapped; None where it is anything else, or unmapped meanwhile."""
+        """The node that is open or mapped there; None where it is anything else, or gone."""
         try:
             node = self._number(path)
         except DeviceError as error:
-            if error.errno not in (errno.ENOENT, errno.ESRCH):
-                raise
-            return None
+            if error.errno in (errno.ENOENT, errno.ESRCH):
+                return None
+            detail = f"{path}, which is {_target(path)}"
+            raise DeviceError(error.verb, error.errno, detail) from error
         if key:
             self._mapped[key] = node
         return node
@@ -190,6 +210,14 @@ class _Look:
             if error.errno in (*GONE, *_UNREACHED):
                 return None
             raise
+
+
+def _target(path: str) -> str:
+    """Where a link of /proc leads, for people."""
+    try:
+        return repr(os.readlink(path))
+    except OSError as error:
+        return f"not told ({error.strerror})"
 
 
 def _describe(pid: int) -> tuple[int, str, str, int]:

@@ -275,3 +275,5 @@ def test_of_an_xfs_without_its_drive_only_what_may_be_a_device_is_in_the_way(
         with pytest.raises(DeviceError) as raised:
             search(of_node)
         assert raised.value.errno == errno.EIO
+        said = raised.value.detail
+        assert f"/proc/{of_node}/task/{of_node}/fd/" in said and f"'{mount}/n' of 'python" in said
