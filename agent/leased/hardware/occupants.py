@@ -310,6 +310,14 @@ def read_by(pid: int) -> str:
     return ""
 
 
+def cgroup_of(pid: int) -> str:
+    """Where a process is in the v2 tree; "" where it is gone. A name there, and of v1's trees on
+    lines before it, may have anything but a newline in it."""
+    lines = read_or_empty(f"/proc/{pid}/cgroup").split(b"\n")
+    home = next((line[3:] for line in lines if line.startswith(b"0::")), b"")
+    return home.decode("utf-8", "replace")
+
+
 def memory_of(pid: int) -> tuple[str, Iterator[bytes | None]]:
     """Where a process's mappings are told, and what is told (`mappings`): at its leader, or where
     that has exited at another thread, which /proc knows by number, though it does not list it. All

@@ -23,6 +23,7 @@ import msgspec
 from leased.hardware.occupants import (
     GONE,
     Occupant,
+    cgroup_of,
     kill_those,
     lines_or_none,
     listed,
@@ -227,7 +228,5 @@ def _describe(pid: int) -> tuple[int, str, str, int]:
     except OSError:
         uid = -1
     name = read_or_empty(f"/proc/{pid}/comm")[:_COMM_BYTES_MAX].decode("utf-8", "replace")
-    cgroups = read_or_empty(f"/proc/{pid}/cgroup").decode("utf-8", "replace").splitlines()
-    cgroup = next((line[3:] for line in cgroups if line.startswith("0::")), "")
     fields = read_or_empty(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-    return uid, name.strip(), cgroup, int(fields[1]) if len(fields) > 1 else 0
+    return uid, name.strip(), cgroup_of(pid), int(fields[1]) if len(fields) > 1 else 0

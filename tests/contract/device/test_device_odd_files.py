@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from leased.hardware import occupants
+from leased.hardware.cgroup import home_of
 from leased.hardware.occupants import memory_of, start_time
 from leased.hardware.openers import Opener, Sought, scan
 from leased.terms.errors import DeviceError
@@ -132,6 +133,25 @@ def test_a_name_with_a_carriage_return_ends_no_line(memory: Path) -> None:
     has = "mapped(os.open(at + '/\\rmemfd:x', os.O_RDWR | os.O_CREAT), 1)"
     with process_that(has, memory) as pid:
         assert search(pid) == ()
+
+
+def test_no_name_in_a_tree_of_v1_says_where_a_process_is(memory: Path) -> None:
+    """Whoever may make a cgroup of v1 (a container's user, where v1 and v2 are mounted) and named
+    it so was a guest of the GPU, as if he were in the leaf of another lease there."""
+    tree = Path("/sys/fs/cgroup/systemd")
+    if os.geteuid() != 0 or not os.path.ismount(tree) or not (tree / "cgroup.procs").exists():
+        not_proven("names in a tree of v1", "no v1 hierarchy is mounted")
+    odd = tree / f"leased-odd-{os.getpid()}\u20280::" / "leased"
+    odd.mkdir(parents=True)
+    try:
+        with process_that("zero = os.open('/dev/zero', 0)", memory) as pid:
+            (odd / "cgroup.procs").write_text(str(pid), "ascii")
+            [one] = search(pid)
+            assert one.cgroup == home_of(pid).rpartition("\n0::")[2].rstrip("\n")
+            (tree / "cgroup.procs").write_text(str(pid), "ascii")
+    finally:
+        odd.rmdir()
+        odd.parent.rmdir()
 
 
 # ---- threads -----------------------------------------------------------------------------------
