@@ -27,6 +27,7 @@ from leased.hardware.occupants import memory_of, start_time
 from leased.hardware.openers import Opener, Sought, scan
 from leased.terms.errors import DeviceError
 from tests.doubles.host import not_proven
+from tests.doubles.stuck_files import stuck_files
 
 FAR_NS = 1 << 62
 LOOK_S = 10
@@ -251,6 +252,33 @@ def test_of_a_registered_files_name_no_server_is_asked(tmp_path: Path) -> None:
                 assert search(pid) == ()
         finally:
             subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+EXECUTES = """
+import os, sys
+file = os.open(sys.argv[1], 0)
+print("has", flush=True)
+os.execv("/bin/true", ["true"])
+"""
+IS_OVER = "import sys; from leased.hardware.verbs import is_over; print(is_over(int(sys.argv[1])))"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of FUSE")
+def test_whether_the_killed_are_dead_is_told_of_who_hangs_in_an_exec(tmp_path: Path) -> None:
+    """Within it a file of his own server's is closed, and whoever reads his stat waits with him
+    (Linux 6.18). So did the reaper, and for as long cut nobody's lease."""
+    words = [sys.executable, "-c", EXECUTES, str(tmp_path / "file")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with contextlib.ExitStack() as stack, stuck_files(tmp_path):
+        process = subprocess.Popen(words, stdout=subprocess.PIPE)
+        stack.enter_context(process)  # it ends when nobody serves it any more
+        assert process.stdout is not None and process.stdout.readline() == b"has\n"
+        while Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            assert process.poll() is None
+        process.kill()
+        words = [sys.executable, "-c", IS_OVER, str(process.pid)]
+        told = subprocess.run(words, timeout=LOOK_S, stdout=subprocess.PIPE, env=environment)
+    assert told.stdout == b"False\n"
 
 
 @contextlib.contextmanager
