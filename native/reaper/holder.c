@@ -23,6 +23,7 @@
 #include "../text.h"
 
 enum { PIDFS_MAGIC = 0x50494446 /* not in every magic.h */ };
+static const uint64_t BY_FILE = 1ull << 63; /* a start that is the inode of the process's file */
 
 /* Field 22 of /proc/PID/stat. The command name (field 2) may hold anything, so the count begins
  * after the last ')'. */
@@ -62,6 +63,17 @@ static void note_file(struct holder *holder, int pidfd)
 		holder->device = st.st_dev;
 		holder->inode = st.st_ino;
 	}
+}
+
+/* What tells it from a later process of the same number. Its stat is read only where it has no
+ * file: of one that hangs in an exec we would wait for the end of that (Linux 6.18). */
+static int note_start(struct holder *holder, int pidfd)
+{
+	note_file(holder, pidfd);
+	if (holder->inode == 0)
+		return start_time(holder->pid, &holder->start);
+	holder->start = holder->inode | BY_FILE;
+	return 0;
 }
 
 static bool is_of(const struct holder *holder, int pidfd)
@@ -107,26 +119,33 @@ int holder_describe(int pidfd, struct holder *last, struct holder *described)
 	if (value <= 1 || value == getpid()) /* 0: a process that our namespace does not see */
 		return -EPERM;
 	struct holder alive = { .start = last->start, .pid = (int32_t)value };
-	int rc = alive.pid == last->pid ? 0 : start_time(alive.pid, &alive.start);
-	if (rc == 0 && !holder_exited(pidfd)) {
-		note_file(&alive, pidfd);
+	const bool known = alive.pid == last->pid && last->inode == 0;
+	int rc = known ? 0 : note_start(&alive, pidfd);
+	if (rc == 0 && !holder_exited(pidfd))
 		*described = *last = alive;
-	}
 	return rc == -ENOENT || rc == -ESRCH ? 0 : rc;
 }
 
-/* A pidfd of exactly that process, or -ESRCH when it is gone. */
-int holder_reopen(int32_t pid, uint64_t start)
+/* A pidfd of exactly that process, or -ESRCH when it is gone. What an earlier reaper knew it by
+ * becomes what we do. */
+int holder_reopen(int32_t pid, uint64_t *start)
 {
+	struct holder now = { .pid = pid };
 	uint64_t found = 0;
 	int pidfd = leased_pidfd_open(pid);
 	if (pidfd < 0)
 		return pidfd;
-	int rc = start_time(pid, &found);
-	if (rc == 0 || holder_exited(pidfd))
-		rc = found != start || holder_exited(pidfd) ? -ESRCH : 0;
+	int rc = note_start(&now, pidfd);
 	if (rc == 0)
+		found = now.start;
+	if (rc == 0 && ((*start ^ found) & BY_FILE) != 0)
+		rc = start_time(pid, &found);
+	if (rc == 0 || holder_exited(pidfd))
+		rc = found != *start || holder_exited(pidfd) ? -ESRCH : 0;
+	if (rc == 0) {
+		*start = now.start;
 		return pidfd;
+	}
 	close(pidfd);
 	return rc == -ENOENT ? -ESRCH : rc;
 }

@@ -57,8 +57,8 @@ struct slot_identity {
 	uint8_t id[LEASED_REAPER_ID_BYTES];
 	uint64_t sequence;
 	uint64_t cgroup_inode;
-	uint64_t holder_start; /* field 22 of /proc/PID/stat: tells a process from a later one of
-				  the same number */
+	uint64_t holder_start; /* what tells a process from a later one of the same number: see
+				  holder.c */
 	int32_t holder_pid;
 	uint32_t memfds;
 	uint64_t memfd_inode[LEASED_REAPER_MEMFDS_MAX];
@@ -301,7 +301,7 @@ struct holder {
 	ino_t inode;
 };
 int holder_describe(int pidfd, struct holder *last, struct holder *described);
-int holder_reopen(int32_t pid, uint64_t start);
+int holder_reopen(int32_t pid, uint64_t *start);
 bool holder_exited(int pidfd);
 int cgroup_open(const char *path, uint64_t *inode);
 int cgroup_reopen(const char *path, uint64_t inode);

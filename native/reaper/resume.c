@@ -54,7 +54,7 @@ void reopen(struct reaper *r, uint32_t at)
 	if (slot->identity.holder_pid != 0 && slot->pidfd < 0) {
 		int fd = full ? -EMFILE
 			      : holder_reopen(
-					slot->identity.holder_pid, slot->identity.holder_start);
+					slot->identity.holder_pid, &slot->identity.holder_start);
 		slot->pidfd = fd >= 0 ? fd : -1;
 		slot->holder_lost = fd < 0 && !gone(fd);
 	}

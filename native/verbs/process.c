@@ -70,7 +70,10 @@ int leased_pidfd_take(int pidfd, int number)
 	return fd < 0 ? -errno : fd;
 }
 
-/* The beginning of a thread's status in /proc, where all that is asked for stands. */
+/*
+ * The beginning of a thread's status in /proc, where all that is asked for stands. Its stat is not
+ * read: that waits for the end of an exec, and within it for whoever serves a file that is closed.
+ */
 static int read_status(int tid, char *text, size_t bytes)
 {
 	(void)snprintf(text, bytes, "/proc/%d/status", tid);
@@ -126,33 +129,10 @@ int leased_threads(int pid, int *tids, int most)
 	return count;
 }
 
-/* Fields 3 and 20 of a stat in /proc: state and threads. The name (field 2) may hold anything. */
-static int read_stat(const char *path, char *state)
-{
-	char text[STATUS_BYTES];
-	const ssize_t length = read_text(path, text, sizeof text);
-	if (length < 0)
-		return (int)length;
-	const char *at = strrchr(text, ')');
-	if (at == NULL || at[1] == '\0')
-		return -EPROTO;
-	*state = at[2];
-	for (int field = 3; field <= 20; field++) {
-		at = strchr(at + 1, ' ');
-		if (at == NULL)
-			return -EPROTO;
-	}
-	return atoi(at + 1);
-}
-
 /* Whether a thread that is no zombie has given up its memory and its descriptors, and waits as the
  * init of a pid namespace for the dead in there, who may be somebody's outside. */
-static int waits_for_its_room(int tid)
+static int waits_for_its_room(const char *text)
 {
-	char text[STATUS_BYTES];
-	int rc = read_status(tid, text, sizeof text);
-	if (rc < 0)
-		return rc;
 	const char *pids = strstr(text, "\nNSpid:\t");
 	const char *end = pids == NULL ? NULL : strchr(pids + 1, '\n');
 	return end != NULL && strncmp(end - 2, "\t1", 2) == 0 &&
@@ -160,14 +140,15 @@ static int waits_for_its_room(int tid)
 	       strstr(text, "\nThreads:\t") != NULL && strstr(text, "\nVmSize:") == NULL;
 }
 
-static int thread_over(int pid, int tid)
+static int thread_over(int tid)
 {
-	char path[64], state;
-	(void)snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tid);
-	int rc = read_stat(path, &state);
-	if (rc < 0 || state == 'Z' || state == 'X')
-		return rc < 0 ? rc : 1;
-	return waits_for_its_room(tid);
+	char text[STATUS_BYTES];
+	int rc = read_status(tid, text, sizeof text);
+	if (rc < 0)
+		return rc;
+	if (strstr(text, "\nState:\tZ") != NULL || strstr(text, "\nState:\tX") != NULL)
+		return 1;
+	return waits_for_its_room(text);
 }
 
 /*
@@ -178,10 +159,12 @@ static int thread_over(int pid, int tid)
  */
 int leased_process_over(int pid)
 {
-	char path[64], state;
+	char text[STATUS_BYTES];
 	int tids[THREADS_MAX];
-	(void)snprintf(path, sizeof path, "/proc/%d/stat", pid);
-	const int threads = read_stat(path, &state);
+	int rc = read_status(pid, text, sizeof text);
+	if (rc < 0)
+		return rc;
+	const int threads = number_in(text, "\nThreads:\t");
 	if (threads < 0)
 		return threads;
 	/* There are never more of them after the kill. A listing may end early when one is waited
@@ -190,7 +173,7 @@ int leased_process_over(int pid)
 	if (count < threads || count == THREADS_MAX)
 		return count < 0 ? count : 0;
 	for (int i = 0; i < count; i++) {
-		int rc = thread_over(pid, tids[i]);
+		rc = thread_over(tids[i]);
 		if (rc <= 0)
 			return rc;
 	}

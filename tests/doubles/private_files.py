@@ -22,8 +22,8 @@ from tests.doubles.host import not_proven
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _USER = 65534
-_FOLDER = "/memfd:own"
-"""So that a mapping looks like memory's, too."""
+_FOLDER = "/memfd:own" + 14 * ("/" + 250 * "d")
+"""So that a mapping looks like memory's, too, and that many take more to tell than is read."""
 
 _PRIVATE = 1 << 18 | 1 << 14
 _NO_DEVICES = 6
@@ -67,7 +67,7 @@ def _main(at: str, mappings: int) -> None:
     demand(libc.mount(b"tmpfs", at.encode(), b"tmpfs", 0, None))
     os.mkdir(f"{at}/old")
     demand(libc.pivot_root(at.encode(), f"{at}/old".encode()))
-    os.mkdir(_FOLDER)
+    os.makedirs(_FOLDER)
     options = f"fd={server},rootmode=40000,user_id={_USER},group_id={_USER}".encode()
     demand(libc.mount(b"own", _FOLDER.encode(), b"fuse", _NO_DEVICES, options))
     serving = threading.Thread(

@@ -23,6 +23,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 
 import msgspec
 
@@ -37,8 +38,9 @@ TRACER_NS = 500_000_000
 TABLES_MAX = 4
 """A thread is compared with so many of those before it, and looked at if it is like none."""
 
-MAPS_BYTES_MAX = 1 << 20
-"""A program that maps a thousand libraries takes a fifth of it."""
+MAPS_BYTES_MAX = 16 << 20
+"""A search engine that maps as many files as a process may takes that; a program that maps a
+thousand libraries takes a hundredth."""
 
 _CHUNK_BYTES = 64 << 10
 
@@ -218,11 +220,7 @@ def _examine(pid: int, inodes: frozenset[Inode], names: Mapping[bytes, Inode]) -
     found: set[Inode] = set()
     for task in tables(pid):
         found.update(_by_descriptor(task, inodes, names))
-    found.update(_by_mapping(f"/proc/{pid}", inodes))
-    if not found:
-        # After its leader's exit its memory is seen at any other thread.
-        for tid in listed(f"/proc/{pid}/task")[1:]:
-            found.update(_by_mapping(f"/proc/{tid}", inodes))
+    found.update(_by_mapping(*memory_of(pid), inodes))
     return frozenset(found)
 
 
@@ -267,20 +265,22 @@ def _registered(path: str, names: Mapping[bytes, Inode]) -> Iterator[Inode]:
                 yield inode
 
 
-def _by_mapping(process: str, inodes: frozenset[Inode]) -> Iterator[Inode]:
-    text = mappings(process)
-    if text is None:
-        yield from _one_by_one(process, inodes)
-        return
-    if _MEMFD not in text:
-        return
-    for line in text.splitlines():
-        if _MEMFD in line:
-            fields = line.split(None, 5)
-            major, _, minor = fields[3].partition(b":")
-            inode = (os.makedev(int(major, 16), int(minor, 16)), int(fields[4]))
-            if inode in inodes:
-                yield inode
+def _by_mapping(
+    process: str, told: Iterable[bytes | None], inodes: frozenset[Inode]
+) -> Iterator[Inode]:
+    for text in told:
+        if text is None:
+            yield from _one_by_one(process, inodes)
+            return
+        if _MEMFD not in text:
+            continue
+        for line in text.split(b"\n"):  # of a name with a carriage return, too
+            if _MEMFD in line:
+                fields = line.split(None, 5)
+                major, _, minor = fields[3].partition(b":")
+                inode = (os.makedev(int(major, 16), int(minor, 16)), int(fields[4]))
+                if inode in inodes:
+                    yield inode
 
 
 def _one_by_one(process: str, inodes: frozenset[Inode]) -> Iterator[Inode]:
@@ -310,21 +310,45 @@ def read_by(pid: int) -> str:
     return ""
 
 
-def mappings(process: str) -> bytes | None:
-    """What /proc tells of a process's mappings, nothing where it is gone; None where that is more
-    than MAPS_BYTES_MAX. Raises DeviceError."""
-    text = bytearray()
+def cgroup_of(pid: int) -> str:
+    """Where a process is in the v2 tree; "" where it is gone. A name there, and of v1's trees on
+    lines before it, may have anything but a newline in it."""
+    lines = read_or_empty(f"/proc/{pid}/cgroup").split(b"\n")
+    home = next((line[3:] for line in lines if line.startswith(b"0::")), b"")
+    return home.decode("utf-8", "replace")
+
+
+def memory_of(pid: int) -> tuple[str, Iterator[bytes | None]]:
+    """Where a process's mappings are told, and what is told (`mappings`): at its leader, or where
+    that has exited at another thread, which /proc knows by number, though it does not list it. All
+    threads have the same, and there may be thousands."""
+    place, told = f"/proc/{pid}", mappings(f"/proc/{pid}")
+    first = next(told, b"")
+    for thread in listed(f"/proc/{pid}/task") if first == b"" else ():
+        place, told = f"/proc/{thread}", mappings(f"/proc/{thread}")
+        first = next(told, b"")
+        if first != b"":
+            break
+    return place, chain((first,), told)
+
+
+def mappings(process: str) -> Iterator[bytes | None]:
+    """What /proc tells of a process's mappings, whole lines, some at a time; nothing where it is
+    gone. None, and no more, where that is more than MAPS_BYTES_MAX. Raises DeviceError."""
+    told_bytes, rest = 0, b""
     try:
         with open(f"{process}/maps", "rb", buffering=0) as file:
             while chunk := file.read(_CHUNK_BYTES):
-                text += chunk
-                if len(text) > MAPS_BYTES_MAX:
-                    return None
+                told_bytes += len(chunk)
+                if told_bytes > MAPS_BYTES_MAX:
+                    yield None
+                    return
+                lines, newline, rest = (rest + chunk).rpartition(b"\n")
+                if newline:
+                    yield lines
     except OSError as error:
-        if error.errno in GONE:
-            return b""
-        raise DeviceError("occupant_scan", error.errno or errno.EIO, process) from error
-    return bytes(text)
+        if error.errno not in GONE:
+            raise DeviceError("occupant_scan", error.errno or errno.EIO, process) from error
 
 
 def mapped_files(process: str) -> Iterator[str]:

@@ -23,11 +23,12 @@ import msgspec
 from leased.hardware.occupants import (
     GONE,
     Occupant,
+    cgroup_of,
     kill_those,
     lines_or_none,
     listed,
     mapped_files,
-    mappings,
+    memory_of,
     processes,
     read_or_empty,
     start_time,
@@ -93,7 +94,12 @@ def scan(sought: Sought, *, exempt: Mapping[int, int], deadline_ns: int) -> tupl
     look = _Look(sought)
     seen: list[Opener] = []
     for pid in processes("opener_scan", exempt, deadline_ns):
-        found = look.at(pid)
+        try:
+            found = look.at(pid)
+        except DeviceError as error:
+            uid, name, *_ = _describe(pid)
+            detail = f"{error.detail} of {name!r}, uid {uid}"
+            raise DeviceError(error.verb, error.errno, detail) from error
         started = start_time(pid) if found else None
         if started is not None:
             described = _describe(pid)
@@ -125,18 +131,30 @@ class _Look:
         for task in tables(pid):
             for node, via in self._by_descriptor(pid, task):
                 found.setdefault(node, via)
-        for process, mapped in _memories(pid):
-            for node in self._by_mapping(process, mapped):
-                found.setdefault(node, "map")
+        for node in self._by_mapping(*memory_of(pid)):
+            found.setdefault(node, "map")
         return sorted(found.items())
 
     def _by_descriptor(self, pid: int, task: str) -> Iterator[tuple[Node, str]]:
-        had, rings = search_nodes(self._search, f"{task}/fd")
+        try:
+            had, rings = search_nodes(self._search, f"{task}/fd")
+        except DeviceError as error:
+            raise self._say_which(f"{task}/fd", error) from error
         for node in had:
             yield node, "fd"
         for number in rings:
             for node in self._registered(pid, f"{task}/fdinfo/{number}"):
                 yield node, "ring"
+
+    def _say_which(self, folder: str, error: DeviceError) -> DeviceError:
+        """The same error, of one descriptor."""
+        for name in listed(folder):
+            try:
+                self._number_there(f"{folder}/{name}")
+            except DeviceError as found:
+                if found.errno == error.errno:
+                    return found
+        return error
 
     def _registered(self, pid: int, path: str) -> Iterator[Node]:
         for line in lines_or_none(path):
@@ -153,31 +171,34 @@ class _Look:
             if node in self._nodes:
                 yield node
 
-    def _by_mapping(self, process: str, mapped: bytes | None) -> Iterator[Node]:
-        if mapped is None:
-            found = (self._number_there(path) for path in mapped_files(process))
-            yield from (node for node in found if node in self._nodes)
-            return
-        if len(self._mapped) > _KNOWN_MAX:
-            self._mapped.clear()
-        for begin, end, key in _MAPPED.findall(mapped):
-            # Device and inode alone do not name a file on every file system; with the path they do.
-            if key in self._mapped:
-                node = self._mapped[key]
-            else:
-                path = f"{process}/map_files/{int(begin, 16):x}-{int(end, 16):x}"
-                node = self._number_there(path, key)
-            if node in self._nodes:
-                yield node
+    def _by_mapping(self, process: str, told: Iterable[bytes | None]) -> Iterator[Node]:
+        for text in told:
+            if text is None:
+                found = (self._number_there(path) for path in mapped_files(process))
+                yield from (node for node in found if node in self._nodes)
+                return
+            if len(self._mapped) > _KNOWN_MAX:
+                self._mapped.clear()
+            for begin, end, key in _MAPPED.findall(text):
+                # Device and inode alone do not name a file on every file system; with the path
+                # they do.
+                if key in self._mapped:
+                    node = self._mapped[key]
+                else:
+                    path = f"{process}/map_files/{int(begin, 16):x}-{int(end, 16):x}"
+                    node = self._number_there(path, key)
+                if node in self._nodes:
+                    yield node
 
     def _number_there(self, path: str, key: bytes = b"") -> Node | None:
-        """The node that is mapped; None where it is anything else, or unmapped meanwhile."""
+        """The node that is open or mapped there; None where it is anything else, or gone."""
         try:
             node = self._number(path)
         except DeviceError as error:
-            if error.errno not in (errno.ENOENT, errno.ESRCH):
-                raise
-            return None
+            if error.errno in (errno.ENOENT, errno.ESRCH):
+                return None
+            detail = f"{path}, which is {_target(path)}"
+            raise DeviceError(error.verb, error.errno, detail) from error
         if key:
             self._mapped[key] = node
         return node
@@ -192,15 +213,12 @@ class _Look:
             raise
 
 
-def _memories(pid: int) -> Iterator[tuple[str, bytes | None]]:
-    """Where a process's mappings are, and the list of them (`mappings`): at its leader, or where
-    that has exited at any thread (which /proc knows by number, though it does not list it)."""
-    mapped = mappings(f"/proc/{pid}")
-    if mapped is None or mapped:
-        yield f"/proc/{pid}", mapped
-        return
-    for thread in listed(f"/proc/{pid}/task"):
-        yield f"/proc/{thread}", mappings(f"/proc/{thread}")
+def _target(path: str) -> str:
+    """Where a link of /proc leads, for people."""
+    try:
+        return repr(os.readlink(path))
+    except OSError as error:
+        return f"not told ({error.strerror})"
 
 
 def _describe(pid: int) -> tuple[int, str, str, int]:
@@ -210,7 +228,5 @@ def _describe(pid: int) -> tuple[int, str, str, int]:
     except OSError:
         uid = -1
     name = read_or_empty(f"/proc/{pid}/comm")[:_COMM_BYTES_MAX].decode("utf-8", "replace")
-    cgroups = read_or_empty(f"/proc/{pid}/cgroup").decode("utf-8", "replace").splitlines()
-    cgroup = next((line[3:] for line in cgroups if line.startswith("0::")), "")
     fields = read_or_empty(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-    return uid, name.strip(), cgroup, int(fields[1]) if len(fields) > 1 else 0
+    return uid, name.strip(), cgroup_of(pid), int(fields[1]) if len(fields) > 1 else 0

@@ -20,6 +20,7 @@ import trio
 
 from leased.hardware import leaves
 from leased.hardware.calls import Pool
+from leased.hardware.occupants import cgroup_of
 from leased.hardware.pieces import NORMAL_PAGE_BYTES, place_of
 from leased.hardware.usage.carrying import User
 from leased.ports import Holder
@@ -143,12 +144,7 @@ class Occupancy:
         )
 
     def _lease_inside(self, pid: int) -> LeaseId | None:
-        try:
-            with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as lines:
-                [path] = [line[3:].strip() for line in lines if line.startswith("0::")]
-        except (OSError, ValueError):
-            return None
-        parts = frozenset(path.split("/"))
+        parts = frozenset(cgroup_of(pid).split("/"))
         for lease in self._live_leases():
             if lease.subject.cgroup in parts:
                 return lease.lease_id

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of strangers that no search can look at as it looks at others, on this host's own /proc:
-nobody is kept from being proven clean by them, and nothing that may be a device is passed over.
+"""Strangers whose files no search can look at as it looks at others, or who have thousands of
+threads, on this host's own /proc: nobody is kept from being proven clean by them, and nothing that
+may be a device is passed over.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import platform
 import shutil
 import signal
 import struct
@@ -20,10 +22,12 @@ from pathlib import Path
 import pytest
 
 from leased.hardware import occupants
-from leased.hardware.occupants import start_time
+from leased.hardware.cgroup import home_of
+from leased.hardware.occupants import memory_of, start_time
 from leased.hardware.openers import Opener, Sought, scan
 from leased.terms.errors import DeviceError
 from tests.doubles.host import not_proven
+from tests.doubles.stuck_files import stuck_files
 
 FAR_NS = 1 << 62
 LOOK_S = 10
@@ -116,6 +120,101 @@ def test_a_registered_device_is_found_under_any_name(memory: Path, name: str) ->
         assert [(one.pid, one.via) for one in search(pid)] == [(pid, "ring")]
 
 
+def test_a_process_that_maps_files_by_the_ten_thousand_tells_of_them(memory: Path) -> None:
+    """Looked at one by one they took twelve times as long: two of 60,000 (search engines map as
+    many) were more than a GPU's search has time for."""
+    many = "mapped(os.open(at + '/f', os.O_RDWR | os.O_CREAT), 20_000)"
+    with process_that(many, memory) as pid:
+        assert None not in list(memory_of(pid)[1])
+        assert search(pid) == ()
+
+
+def test_a_name_with_a_carriage_return_ends_no_line(memory: Path) -> None:
+    """A file of anybody's ended every search for memory in an IndexError."""
+    has = "mapped(os.open(at + '/\\rmemfd:x', os.O_RDWR | os.O_CREAT), 1)"
+    with process_that(has, memory) as pid:
+        assert search(pid) == ()
+
+
+def test_no_name_in_a_tree_of_v1_says_where_a_process_is(memory: Path) -> None:
+    """Whoever may make a cgroup of v1 (a container's user, where v1 and v2 are mounted) and named
+    it so was a guest of the GPU, as if he were in the leaf of another lease there."""
+    tree = Path("/sys/fs/cgroup/systemd")
+    if os.geteuid() != 0 or not os.path.ismount(tree) or not (tree / "cgroup.procs").exists():
+        not_proven("names in a tree of v1", "no v1 hierarchy is mounted")
+    odd = tree / f"leased-odd-{os.getpid()}\u20280::" / "leased"
+    odd.mkdir(parents=True)
+    try:
+        with process_that("zero = os.open('/dev/zero', 0)", memory) as pid:
+            (odd / "cgroup.procs").write_text(str(pid), "ascii")
+            [one] = search(pid)
+            assert one.cgroup == home_of(pid).rpartition("\n0::")[2].rstrip("\n")
+            (tree / "cgroup.procs").write_text(str(pid), "ascii")
+    finally:
+        odd.rmdir()
+        odd.parent.rmdir()
+
+
+# ---- threads -----------------------------------------------------------------------------------
+
+THREADS = 40
+CROWD = f"""
+import threading
+done = threading.Event()
+for _ in range({THREADS}):
+    threading.Thread(target=done.wait, daemon=True).start()
+"""
+LEADERLESS = """
+import threading
+memory, zero = os.memfd_create("leased-nothing"), os.open("/dev/zero", os.O_RDWR)
+os.ftruncate(memory, 4096)
+libc.mmap(None, 4096, 1, 1, memory, 0)
+libc.mmap(None, 4096, 1, 2, zero, 0)
+os.closerange(memory, zero + 1)
+def live():
+    while " Z " not in open(f"/proc/{os.getpid()}/stat").read():
+        pass
+    print("has", flush=True)
+    threading.Event().wait()
+threading.Thread(target=live).start()
+libc.syscall(60, 0)
+"""
+
+
+def reads() -> int:
+    """How many calls of this process's have read something, by the kernel's count."""
+    return int(Path("/proc/self/io").read_text("ascii").partition("syscr:")[2].split()[0])
+
+
+def test_the_mappings_of_a_process_are_read_once_however_many_threads_it_has(
+    tmp_path: Path,
+) -> None:
+    """Of a process that had not what was sought, a search for memory read all that it maps once
+    for each thread: one of two thousand threads took a minute, and no such search ended in its
+    time."""
+    with process_that(CROWD, tmp_path) as pid:
+        taken = []
+        for exempt in (all_but(pid), all_but()):
+            before = reads()
+            assert occupants.scan([MEMORY], exempt=exempt, deadline_ns=FAR_NS) == {}
+            taken.append(reads() - before)
+        assert taken[0] - taken[1] < THREADS
+
+
+def test_what_a_process_maps_is_seen_after_its_first_threads_end(tmp_path: Path) -> None:
+    if platform.machine() != "x86_64":
+        not_proven("a process without its first thread", "the number of exit(2) is x86-64's")
+    with process_that(LEADERLESS, tmp_path) as pid:
+        mapped = b"\n".join(text or b"" for text in memory_of(pid)[1])
+        [line] = [one.split() for one in mapped.split(b"\n") if b"memfd:" in one]
+        major, _, minor = line[3].partition(b":")
+        inode = (os.makedev(int(major, 16), int(minor, 16)), int(line[4]))
+        sought = occupants.Sought(inode, "leased-nothing")
+        found = occupants.scan([sought], exempt=all_but(pid), deadline_ns=FAR_NS)
+        assert [one.pid for one in found[inode]] == [pid]
+        assert [(one.pid, one.via) for one in search(pid)] == [(pid, "map")]
+
+
 SERVES = """
 import pathlib, signal, sys
 from tests.doubles.stuck_files import stuck_files
@@ -153,6 +252,33 @@ def test_of_a_registered_files_name_no_server_is_asked(tmp_path: Path) -> None:
                 assert search(pid) == ()
         finally:
             subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+EXECUTES = """
+import os, sys
+file = os.open(sys.argv[1], 0)
+print("has", flush=True)
+os.execv("/bin/true", ["true"])
+"""
+IS_OVER = "import sys; from leased.hardware.verbs import is_over; print(is_over(int(sys.argv[1])))"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of FUSE")
+def test_whether_the_killed_are_dead_is_told_of_who_hangs_in_an_exec(tmp_path: Path) -> None:
+    """Within it a file of his own server's is closed, and whoever reads his stat waits with him
+    (Linux 6.18). So did the reaper, and for as long cut nobody's lease."""
+    words = [sys.executable, "-c", EXECUTES, str(tmp_path / "file")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with contextlib.ExitStack() as stack, stuck_files(tmp_path):
+        process = subprocess.Popen(words, stdout=subprocess.PIPE)
+        stack.enter_context(process)  # it ends when nobody serves it any more
+        assert process.stdout is not None and process.stdout.readline() == b"has\n"
+        while Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            assert process.poll() is None
+        process.kill()
+        words = [sys.executable, "-c", IS_OVER, str(process.pid)]
+        told = subprocess.run(words, timeout=LOOK_S, stdout=subprocess.PIPE, env=environment)
+    assert told.stdout == b"False\n"
 
 
 @contextlib.contextmanager
@@ -197,3 +323,5 @@ def test_of_an_xfs_without_its_drive_only_what_may_be_a_device_is_in_the_way(
         with pytest.raises(DeviceError) as raised:
             search(of_node)
         assert raised.value.errno == errno.EIO
+        said = raised.value.detail
+        assert f"/proc/{of_node}/task/{of_node}/fd/" in said and f"'{mount}/n' of 'python" in said

@@ -20,7 +20,7 @@ from leased.hardware.gpu.calls import Guard, Guarded, Readied, Ready, Sight
 from leased.hardware.gpu.facts import ComputeMode
 from leased.hardware.gpu.nodes import find_nodes, make_capabilities
 from leased.hardware.gpu.sights import as_now, handle_of, look, parent_of
-from leased.hardware.occupants import read_or_empty
+from leased.hardware.occupants import cgroup_of
 from leased.hardware.openers import Opener
 from leased.terms.errors import DeviceError
 from leased.terms.moment import NS_PER_S
@@ -88,8 +88,7 @@ def _is_inside(pid: int, leaf: str) -> bool:
     """Whether the process is in the leaf of work that is adopted."""
     if not leaf:
         return False
-    lines = read_or_empty(f"/proc/{pid}/cgroup").decode("utf-8", "replace").splitlines()
-    home = next((line[3:] for line in lines if line.startswith("0::")), "")
+    home = cgroup_of(pid)
     return home == leaf or home.startswith(f"{leaf}/")
 
 
