@@ -199,6 +199,22 @@ async def test_an_answer_that_no_decoder_takes_costs_nobody_else(
     assert reached["bad"].unreachable or reached["bad"].verdict in ("OK", "FORK")
 
 
+@pytest.mark.parametrize("status", [500, 503])
+async def test_what_a_node_says_is_told_in_a_line(
+    west: Collector, pki: FleetPki, status: int
+) -> None:
+    """It comes into the journal, where 12 MiB of it would be."""
+    bad, detail = NodeServer(node()), "the disk is full, " + "x" * MIB
+    body = json.dumps({"detail": detail, "verdict": detail}).encode()
+    bad.sabotage = lambda target, reply: (status, PROBLEM, body)
+    async with serving(pki, bad):
+        west.enrol(bad, "bad")
+        reached = await west.pull()
+    [told] = [one for one in west.told if "not reached" in one]
+    assert "the disk is full" in told and len(told) < 1000
+    assert len(reached["bad"].unreachable) < 1000
+
+
 def test_a_node_that_says_wait_for_ever_is_asked_again() -> None:
     answer = Answer(429, {"retry-after": "9" * 5000}, b"")
     with pytest.raises(asking.SlowDown) as raised:
