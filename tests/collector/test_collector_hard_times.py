@@ -69,15 +69,20 @@ class Endless(NodeServer):
             while type(event := http.next_event()) is not h11.EndOfMessage:
                 if event is h11.NEED_DATA:
                     http.receive_data(await stream.receive_some())
-            kind = [("content-type", "application/vnd.leased.records"), *self.framing()]
-            await stream.send_all(http.send(h11.Response(status_code=200, headers=kind)))
-            while self.sent < 10 * GIB:
-                await stream.send_all(http.send(h11.Data(data=bytes(MIB))))
-                self.sent += MIB
+            await self.pour(stream, http)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass
         finally:
             await trio.aclose_forcefully(stream)
+
+    async def pour(self, stream: trio.SSLStream, http: h11.Connection) -> None:
+        await stream.send_all(http.send(h11.Response(status_code=200, headers=self.kind())))
+        while self.sent < 10 * GIB:
+            await stream.send_all(http.send(h11.Data(data=bytes(MIB))))
+            self.sent += MIB
+
+    def kind(self) -> list[tuple[str, str]]:
+        return [("content-type", "application/vnd.leased.records"), *self.framing()]
 
     def framing(self) -> list[tuple[str, str]]:
         return [("transfer-encoding", "chunked")]
@@ -88,6 +93,33 @@ class Announced(Endless):
 
     def framing(self) -> list[tuple[str, str]]:
         return [("content-length", str(10 * GIB))]
+
+
+class Crumbling(Endless):
+    """A node that sends its answer a byte at a time, in pieces: 12 MiB are 12 million of them."""
+
+    why = "does not say its Content-Length"
+
+    def framing(self) -> list[tuple[str, str]]:
+        return [("content-length", "9"), ("transfer-encoding", "chunked")]
+
+    async def pour(self, stream: trio.SSLStream, http: h11.Connection) -> None:
+        fields = "".join(f"{name}: {value}\r\n" for name, value in self.kind())
+        await stream.send_all(f"HTTP/1.1 200 OK\r\n{fields}\r\n".encode())
+        while self.sent < 10 * GIB:
+            await stream.send_all(b"1\r\nx\r\n" * 10_000)
+            self.sent += 60_000
+
+
+class Promising(Endless):
+    """A node that has another answer coming, for ever."""
+
+    why = "nobody asked for"
+
+    async def pour(self, stream: trio.SSLStream, http: h11.Connection) -> None:
+        while self.sent < 10 * GIB:
+            await stream.send_all(b"HTTP/1.1 103 x\r\n\r\n" * 1000)
+            self.sent += 18_000
 
 
 class Stalling(NodeServer):
@@ -105,7 +137,7 @@ class Stalling(NodeServer):
         await trio.sleep_forever()
 
 
-@pytest.mark.parametrize("kind", [Endless, Announced, Stalling])
+@pytest.mark.parametrize("kind", [Endless, Announced, Crumbling, Promising, Stalling])
 async def test_a_node_that_does_not_end_costs_nobody_else(
     west: Collector, pki: FleetPki, kind: type[NodeServer]
 ) -> None:
@@ -118,6 +150,7 @@ async def test_a_node_that_does_not_end_costs_nobody_else(
         size = good.node.size
         reached = await west.pull()
     # What is no answer says nothing about the log: no verdict, nothing stored, the next is asked.
+    assert getattr(kind, "why", "") in reached["bad"].unreachable
     assert reached["bad"].unreachable and reached["bad"].verdict == "BEHIND"
     assert reached["bad"].size == 0 and reached["good"].size == size
     assert west.frames(good.node) == b"".join(good.node.frames[:size])
@@ -164,6 +197,22 @@ async def test_an_answer_that_no_decoder_takes_costs_nobody_else(
         reached = await west.pull()
     assert reached["good"].size == size and reached["good"].verdict == "OK"
     assert reached["bad"].unreachable or reached["bad"].verdict in ("OK", "FORK")
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_what_a_node_says_is_told_in_a_line(
+    west: Collector, pki: FleetPki, status: int
+) -> None:
+    """It comes into the journal, where 12 MiB of it would be."""
+    bad, detail = NodeServer(node()), "the disk is full, " + "x" * MIB
+    body = json.dumps({"detail": detail, "verdict": detail}).encode()
+    bad.sabotage = lambda target, reply: (status, PROBLEM, body)
+    async with serving(pki, bad):
+        west.enrol(bad, "bad")
+        reached = await west.pull()
+    [told] = [one for one in west.told if "not reached" in one]
+    assert "the disk is full" in told and len(told) < 1000
+    assert len(reached["bad"].unreachable) < 1000
 
 
 def test_a_node_that_says_wait_for_ever_is_asked_again() -> None:

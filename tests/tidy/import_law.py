@@ -268,6 +268,7 @@ CALLED_BY_TESTS: dict[str, str] = {
     "leased.hardware.verbs.kill_process": "a step of the reaper's cut, asked of the same C",
     "leased.hardware.block.verbs.suspend_mapping": "a step of the reaper's cut, asked of its C",
     "leased.chain.head.parse_head": "of the library: what an auditor wrote down is read again",
+    "leased.collector.api.server._read_data": "hypercorn calls it, in place of its own",
     "leased.economics.intervals.clamped": "no honest log has an end that is not where it says",
 }
 """module.name -> why it stays though nothing of ours names it."""

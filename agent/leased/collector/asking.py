@@ -26,6 +26,9 @@ SMALL_BYTES_MAX: Final = 256 * 1024
 BODY_BYTES_MAX: Final = 3 * PAGE_BYTES_MAX
 """A batch is never cut: one of the largest usual segment is 3 MiB, of an unusual one more."""
 
+SAID_CHARS_MAX: Final = 200
+"""Of what a node says of itself: it is told in a line, and may be 12 MiB."""
+
 PROBLEM: Final = "application/problem+json"
 PAGE_TYPE: Final = "application/vnd.leased.records"
 
@@ -155,15 +158,16 @@ def _problem(answer: Answer, target: str) -> Problem:
             told = msgspec.json.decode(answer.body, type=_ProblemBody)
         except UNREADABLE as error:
             raise Unreachable(f"{target}: {answer.status}, and {error}") from error
-    detail = told.detail or told.verdict
+    verdict = told.verdict[:SAID_CHARS_MAX]
+    detail = told.detail[:SAID_CHARS_MAX] or verdict
     if answer.status in (429, 503):
         after = answer.headers.get("retry-after", "1")
         seconds = int(after) if after.isascii() and after.isdecimal() and len(after) < 6 else 1
-        raise SlowDown(f"{target}: {answer.status} {told.verdict} {detail}".rstrip(), seconds)
+        raise SlowDown(f"{target}: {answer.status} {verdict} {detail}".rstrip(), seconds)
     if answer.status not in (404, 409, 410, 416):
         raise Unreachable(f"{target}: {answer.status} {detail}".rstrip())
-    word = told.type.rpartition(":")[2]
-    members = (told.size, told.hash, told.min_seq, told.checkpoint, told.verdict)
+    word = told.type.rpartition(":")[2][:SAID_CHARS_MAX]
+    members = (told.size, told.hash, told.min_seq, told.checkpoint, verdict)
     return Problem(answer.status, word, detail, *members)
 
 

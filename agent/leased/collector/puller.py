@@ -153,24 +153,28 @@ class Puller:
     async def _pull(self, connection: Connection, wait_ms: int) -> bool:
         """One page, from the question to the disk; whether the log ends there."""
         run, config = self._run, self._run.config
-        held = False
+        held, reading = False, trio.CancelScope()
 
         async def take_room() -> None:
             nonlocal held
-            await run.rooms.acquire()
+            await run.rooms.take(reading)
             held = True
 
         try:
             known = await self._heads()
-            answer = await ask_page(
-                connection,
-                self.log_id,
-                self.state.head,
-                bytes_max=config.page_bytes,
-                wait_ms=wait_ms,
-                timeout_s=config.timeout_ns / NS_PER_S,
-                before_body=take_room,
-            )
+            with reading:
+                answer = await ask_page(
+                    connection,
+                    self.log_id,
+                    self.state.head,
+                    bytes_max=config.page_bytes,
+                    wait_ms=wait_ms,
+                    timeout_s=config.timeout_ns / NS_PER_S,
+                    before_body=take_room,
+                )
+                run.rooms.read(reading)
+            if reading.cancelled_caught:
+                raise Unreachable("its page came slowly, and others waited for the room")
             if isinstance(answer, Problem):
                 await self._found(judge_problem(self.state, answer), connection, answer)
                 return True
@@ -181,7 +185,7 @@ class Puller:
             return taken is None or taken.fresh
         finally:
             if held:
-                run.rooms.release()
+                run.rooms.leave(reading)
 
     async def _check(self, page: bytes, connection: Connection) -> Taken | None:
         try:

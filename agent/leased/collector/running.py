@@ -10,6 +10,7 @@ Does not pull (`puller`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import trio
 
@@ -20,6 +21,9 @@ from leased.collector.heads import Heads, SharedHeads
 from leased.collector.own_clock import OwnClock, Skews
 from leased.collector.transport import Credentials
 from leased.collector.witness import Witness
+
+ROOM_S: Final = 10
+"""4 MiB in it are 3.4 Mbit/s; a slower node has its time when nobody else waits."""
 
 
 class Outage:
@@ -58,6 +62,33 @@ class Outage:
         self._lacking.discard(who)
 
 
+class Rooms:
+    """Places for pages in memory. Where somebody waits for one, whoever has read for longest gives
+    his up once he has had it for `ROOM_S`: a node that sends a byte a second keeps nobody waiting
+    for longer."""
+
+    def __init__(self, most: int) -> None:
+        self._places = trio.CapacityLimiter(most)
+        self._reading: dict[trio.CancelScope, float] = {}
+
+    async def take(self, reading: trio.CancelScope) -> None:
+        """Wait for one. `reading` ends where it is to be given up."""
+        if not self._places.available_tokens and self._reading:
+            oldest = next(iter(self._reading))
+            oldest.deadline = self._reading.pop(oldest) + ROOM_S
+        await self._places.acquire_on_behalf_of(reading)
+        self._reading[reading] = trio.current_time()
+
+    def read(self, reading: trio.CancelScope) -> None:
+        """All is there: it is kept until `leave`."""
+        self._reading.pop(reading, None)
+
+    def leave(self, reading: trio.CancelScope) -> None:
+        """It is free."""
+        self.read(reading)
+        self._places.release_on_behalf_of(reading)
+
+
 class Run:
     """What all pullers of a run share."""
 
@@ -90,7 +121,7 @@ class Run:
         """The own logs of collectors: this one's, and those that are followed."""
         self.standing = nodes <= config.connections_max
         self.places = trio.CapacityLimiter(config.connections_max)
-        self.rooms = trio.CapacityLimiter(config.pages_max)
+        self.rooms = Rooms(config.pages_max)
         self.workers = trio.CapacityLimiter(config.workers)
         self.clock, self.wall_ns = clock, clock.wall_ns
         self.jitter = jitter

@@ -220,7 +220,7 @@ class Connection:
     async def _receive(
         self, body_bytes_max: int, before_body: Callable[[], Awaitable[object]] | None
     ) -> Answer:
-        head, parts, held = None, [], 0
+        head, body = None, bytearray()
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
@@ -228,22 +228,32 @@ class Connection:
                 if not data:
                     raise Unreachable(f"{self._host}: the connection ended before the answer")
                 self._http.receive_data(bytes(data))
+            elif isinstance(event, h11.InformationalResponse):
+                raise Unreachable(f"{self._host}: {event.status_code}, which nobody asked for")
             elif isinstance(event, h11.Response):
                 head = event
+                self._check_length(head, body_bytes_max)
                 if before_body is not None:
                     await before_body()
             elif isinstance(event, h11.Data):
-                parts.append(bytes(event.data))
-                held += len(event.data)
-                if held > body_bytes_max:
-                    raise Unreachable(f"{self._host}: an answer above {body_bytes_max} bytes")
+                body += event.data
             elif isinstance(event, h11.EndOfMessage):
                 break
         assert head is not None, "h11 gives the head first"
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
         headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-        return Answer(head.status_code, headers, b"".join(parts))
+        return Answer(head.status_code, headers, bytes(body))
+
+    def _check_length(self, head: h11.Response, body_bytes_max: int) -> None:
+        """Every answer of a node says how long it is (PULL.md section 1). One in pieces may have
+        millions of a byte, each of which costs as much as a page. Raises Unreachable."""
+        told = dict(head.headers)
+        length = told.get(b"content-length")
+        if length is None or b"transfer-encoding" in told:
+            raise Unreachable(f"{self._host}: an answer that does not say its Content-Length")
+        if len(length) > 12 or int(length) > body_bytes_max:
+            raise Unreachable(f"{self._host}: an answer above {body_bytes_max} bytes")
 
 
 async def connect(endpoint: Endpoint, context: ssl.SSLContext, fleet: str) -> Connection:

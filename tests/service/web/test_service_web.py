@@ -87,6 +87,11 @@ async def test_a_body_that_is_waited_for_is_asked_for() -> None:
     ("sent", "status"),
     [
         (b"POST / HTTP/1.1\r\nHost: n\r\nContent-Length: 99999\r\n\r\n" + b"x" * 99_999, b"413"),
+        (
+            b"POST / HTTP/1.1\r\nHost: n\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + b"1\r\nx\r\n" * 100,
+            b"413",
+        ),
         (b"GET / HTTP/1.1\r\nHost: n\r\nX: " + b"y" * 20_000, b"431"),
         (b"GET /?x=1&x=2 HTTP/1.1\r\nHost: n\r\n\r\n", b"400"),
         (b"GET /%ff HTTP/1.1\r\nHost: n\r\n\r\n", b"400"),
@@ -137,9 +142,11 @@ async def test_a_peer_that_does_not_read_is_let_go() -> None:
 async def test_requests_beyond_the_rate_are_put_off() -> None:
     echo = Echo()
     limits = msgspec.structs.replace(LIMITS, requests_per_s_max=3)
-    back = await _talk(HEAD * 5, echo, limits)
-    assert (back.count(b"HTTP/1.1 200"), back.count(b"HTTP/1.1 429")) == (3, 2)
-    assert len(echo.asked) == 3
+    began = int(trio.current_time())
+    back = await _talk(HEAD * 8, echo, limits)
+    # Who is told so is told when the second is over: whatever it sends, it gets no more of them.
+    assert (back.count(b"HTTP/1.1 200"), back.count(b"HTTP/1.1 429")) == (6, 2)
+    assert trio.current_time() == began + 2 and len(echo.asked) == 6
 
 
 async def test_an_answer_that_closes_is_the_last() -> None:

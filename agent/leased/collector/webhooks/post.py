@@ -27,6 +27,12 @@ from leased.terms.moment import NS_PER_S
 READ_BYTES: Final = 16 * 1024
 HEAD_BYTES_MAX: Final = 16 * 1024
 BODY_BYTES_MAX: Final = 64 * 1024
+PIECE_BYTES: Final = 64
+"""A piece of a body counts as so much at the least: one of a byte costs as much to take apart."""
+
+INFORMED_MAX: Final = 16
+"""Answers that are none yet (103 and its like)."""
+
 REST_S_MAX: Final = 1
 """For the rest of an answer whose head is there."""
 
@@ -73,7 +79,11 @@ class Line:
         return Heard(head.status_code, retry_after_ns(told.get("retry-after", ""), now_ns))
 
     async def _hear(self) -> h11.Response:
+        informed = 0
         while not isinstance(event := self._http.next_event(), h11.Response):
+            informed += isinstance(event, h11.InformationalResponse)
+            if informed > INFORMED_MAX:
+                raise Undelivered("it announces answers without end")
             if event is h11.NEED_DATA:
                 data = await self._stream.receive_some(READ_BYTES)
                 if not data:
@@ -89,7 +99,7 @@ class Line:
             if event is h11.NEED_DATA:
                 self._http.receive_data(bytes(await self._stream.receive_some(READ_BYTES)))
             elif isinstance(event, h11.Data):
-                read += len(event.data)
+                read += max(PIECE_BYTES, len(event.data))
             else:
                 if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
                     self._http.start_next_cycle()

@@ -25,6 +25,9 @@ from leased.terms.moment import NS_PER_S
 
 HEAD_BYTES_MAX: Final = 16_384
 BODY_BYTES_MAX: Final = 65_536
+PIECE_BYTES: Final = 1024
+"""A piece of a body counts as so much at the least: one of a byte costs the agent as much time."""
+
 READ_BYTES: Final = 16_384
 WRITE_BYTES: Final = 262_144
 """A reader has `write_ns` for each of these: 26 KB/s at the least with the default of 10 s."""
@@ -101,7 +104,12 @@ class _Conversation:
         else:
             if request is None:
                 return False
-            answer = await attend(request) if self._paced() else _slow_down(refuse)
+            if self._paced():
+                answer = await attend(request)
+            else:
+                # Told at once, it would be asked again at once.
+                await trio.sleep(self._second + 1 - trio.current_time())
+                answer = _slow_down(refuse)
         return await self._send(answer, closes=answer.closes)
 
     def _paced(self) -> bool:
@@ -131,7 +139,7 @@ class _Conversation:
             headers = {
                 name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers
             }
-            body = bytearray()
+            body, counted = bytearray(), 0
             if self._peer.they_are_waiting_for_100_continue:
                 await self._write(
                     self._peer.send(h11.InformationalResponse(status_code=100, headers=[]))
@@ -141,8 +149,10 @@ class _Conversation:
                     return None
                 assert isinstance(event, h11.Data)
                 body += event.data
-                if len(body) > BODY_BYTES_MAX:
-                    raise _TooMuch(413, f"a body has {BODY_BYTES_MAX} bytes at most")
+                counted += max(PIECE_BYTES, len(event.data))
+                if counted > BODY_BYTES_MAX:
+                    why = f"a body has {BODY_BYTES_MAX} bytes at most, in pieces of {PIECE_BYTES}"
+                    raise _TooMuch(413, why)
             return _parse(
                 head.method.decode("latin-1"), head.target.decode("latin-1"), headers, bytes(body)
             )
