@@ -220,16 +220,28 @@ def test_who_is_told_twice_to_leave_while_the_reaper_is_away_has_the_shorter_gra
     assert ended["cut_boottime_ns"] >= told["drain_deadline_boottime_ns"]
 
 
+def open_in(pid: int) -> set[str]:
+    """What a process has open, as the kernel calls it."""
+    links: set[str] = set()
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            links.add(os.readlink(entry.path))
+    return links
+
+
 def test_what_a_stranger_sends_keeps_no_agent_from_its_end(agent: HostAgent) -> None:
     """One message, of any user, with a pipe whose close nobody is let do."""
     with held_pipe(NOBODY) as (reading, writing), agent.connect() as peer:
         os.close(writing)
+        pipe = os.readlink(f"/proc/self/fd/{reading}")
         with contextlib.suppress(PermissionError):  # the kernel refuses, since Linux 6.16
             socket.send_fds(peer.sock, [b"{"], [reading])
         closing = threading.Thread(target=os.close, args=[reading])
         closing.start()
         with agent.connect() as other:
             assert other.call("Lease.List")["leases"] == []
+        while pipe in open_in(agent.pid):  # an older one has let it in
+            os.sched_yield()
         agent.kill()
         agent.start()
     closing.join()

@@ -299,6 +299,7 @@ class Agent:
             limits=self.config.sockets,
             tenant_of=self.tenant_of,
             outbox=self.sequencer.outbox,
+            cgroup_root=self.config.hardware.cgroup_root,
             begin_turn=self.sequencer.begin_turn,
             end_turn=self.sequencer.end_turn,
         )

@@ -168,6 +168,7 @@ def _serve(
         clock=clock,
         limits=config.sockets,
         tenant_of=config.tenant_of,
+        cgroup_root=config.hardware.cgroup_root,
     )
     nursery.start_soon(listener.run)
 

@@ -177,6 +177,24 @@ async def test_a_file_that_nobody_can_close_is_not_taken(tmp_path: Path) -> None
 
 
 @pytest.mark.autojump
+async def test_what_is_no_pidfd_does_not_wait_for_its_call_to_be_whole(tmp_path: Path) -> None:
+    """It would be closed last by an agent that is killed meanwhile."""
+    async with open_house(tmp_path, names_peers=False) as house:
+        me = house.visit()
+        reading, writing = os.pipe()
+        await me.send(b"{", [reading])
+        os.close(reading)
+        refused = await me.answer()
+        assert refused["error"].endswith("ProtocolError"), refused
+        assert "but a pidfd of who asks" in refused["parameters"]["why"]
+        assert await me.ended()
+        with open(writing, "wb", buffering=0) as end, pytest.raises(BrokenPipeError):
+            while True:
+                end.write(b"x")
+                await trio.sleep(0.1)
+
+
+@pytest.mark.autojump
 async def test_who_sends_its_own_end_keeps_no_place(tmp_path: Path) -> None:
     """While nobody reads it that end is open, whoever has closed it."""
     async with open_house(tmp_path) as house:
@@ -258,28 +276,45 @@ def test_one_uid_holds_up_no_other() -> None:
         assert disposal.owed(1000) == 1
 
 
+def test_who_closes_is_put_where_systemd_does_not_wait_for_it(tmp_path: Path) -> None:
+    procs = tmp_path / "keeper" / "cgroup.procs"
+    procs.parent.mkdir()
+    procs.touch()
+    with held_pipe(os.getuid()) as (stuck, writing):
+        os.close(writing)
+        Disposal(str(tmp_path)).take(1000, [stuck])
+        while not (pid := procs.read_text()):
+            os.sched_yield()
+        assert Path("/proc", pid, "cmdline").read_bytes().startswith(b"sh\0")
+
+
 DISPOSES = """
 import signal, sys
 from leased.service.api.disposal import Disposal
 print(flush=True)
-input()
-Disposal().take(1000, [int(sys.argv[1])])
+disposal = Disposal()
+for fd in sys.argv[1:]:
+    input()
+    disposal.take(1000, [int(fd)])
 signal.pause()
 """
 
 
 def test_what_nobody_can_close_keeps_no_process_from_its_end() -> None:
-    with held_pipe(os.getuid()) as (reading, writing):
-        words = [sys.executable, "-c", DISPOSES, str(reading)]
+    """The first, and what comes behind it."""
+    with held_pipe(os.getuid()) as first, held_pipe(os.getuid()) as second:
+        readings = [first[0], second[0]]
+        words = [sys.executable, "-c", DISPOSES, *map(str, readings)]
         both = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with subprocess.Popen(words, pass_fds=(reading,), **both) as agent:
+        with subprocess.Popen(words, pass_fds=readings, **both) as agent:
             assert agent.stdin is not None and agent.stdout is not None
             assert agent.stdout.readline() == b"\n"
-            os.close(writing)
-            os.close(reading)
-            agent.stdin.write(b"\n")
-            agent.stdin.close()
-            while Path(f"/proc/{agent.pid}/fd/{reading}").exists():
-                os.sched_yield()
+            for reading, writing in (first, second):
+                os.close(writing)
+                os.close(reading)
+                agent.stdin.write(b"\n")
+                agent.stdin.flush()
+                while Path(f"/proc/{agent.pid}/fd/{reading}").exists():
+                    os.sched_yield()
             agent.kill()
             assert agent.wait(BRIEF_S) == -signal.SIGKILL

@@ -2,9 +2,9 @@
 """A connection: one accepted socket with its conversation, and everything that ends with it.
 
 Rule: it belongs to the peer that the kernel named when it was accepted; its descriptors are closed
-with it, whoever they were meant for, and those that it sent by `disposal`. Of users none are taken
-where the kernel names them (decision 0098). What cannot be sent at once waits, at most one message
-per call that may be unanswered, and the connection notes since when.
+with it, whoever they were meant for, and those that it sent by `disposal`. Of users only pidfds are
+taken, and none where the kernel names them (decision 0098). What cannot be sent at once waits, at
+most one message per call that may be unanswered, and the connection notes since when.
 
 Does not wait for anything and does not know what a call means: `Keeper` reads and writes it when
 the socket is ready.
@@ -25,7 +25,7 @@ import trio
 from leased.hardware.descriptors import close_all, taken
 from leased.ports import Clock
 from leased.service.api import peers
-from leased.service.api.disposal import OWED_MAX, Disposal
+from leased.service.api.disposal import OWED_MAX, Disposal, is_pidfd
 from leased.service.api.outbox import Outbox
 from leased.service.api.receiving import READ_BYTES, SAW_FDS
 from leased.service.api.sending import Letter, send_many
@@ -327,6 +327,12 @@ class Connection:
         if not control:
             return length, 0, flags
         received = taken(control)
+        if not self.caller.operator and not all(map(is_pidfd, received)):
+            # Here they would be closed last by us whenever we are killed, for as long as the call
+            # that they came with is not whole.
+            self.dispose(received)
+            self.conversation.break_off("descriptors are not taken, but a pidfd of who asks")
+            return length, 0, flags
         self._received_fds += received
         if len(received) > FDS_MAX or self._keeper.disposal.owed(self.caller.uid) >= OWED_MAX:
             flags |= _TRUNCATED

@@ -9,21 +9,23 @@ with the socket. Each uid has a thread while it owes something, so that it holds
 
 Nor is the last close one of this process's: whoever has the other end of a pipe may hold its lock
 for good (`splice` from a socket that nothing comes from), and no SIGKILL ends who waits for that.
-It is left to a process that has nothing else, whose end the thread waits for.
+Each uid that owes something has a `closer`, and its thread waits for that.
 
 Does not decide what is closed (`connection`). Why threads, and a lock: decision 0097; why not in
-this process: decision 0218.
+this process: decisions 0218 and 0234.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
-import subprocess
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+
+from leased.service.api.closer import TOGETHER_MAX, Closer, close_here
 
 OWED_MAX = 256
 """Descriptors of one uid that may wait to be closed: it is not let in while there are as many."""
@@ -31,34 +33,43 @@ OWED_MAX = 256
 THREADS_MAX = 64
 """Of so many uids at once; the next one's wait. A thread costs 20 kB and ends when it is done."""
 
-_WAITS = ("cat",)
-"""Ends when we have closed our end, and takes 1 ms, where a Python takes 6."""
-
-_FORKS = threading.Lock()
 _PIDFDS = ("anon_inode:[pidfd]", "pidfd:[")
-"""What users send where the kernel does not name them: nobody is asked about its close."""
+
+
+class _Debt:
+    """What a uid sent and is not closed: `here`, or `there` with its closer."""
+
+    def __init__(self, fds: Iterable[int]) -> None:
+        self.here = deque(fds)
+        self.there = 0
+        self.closer: Closer | None = None
 
 
 class Disposal:
     """Takes descriptors, and closes them in its own time."""
 
-    def __init__(self) -> None:
+    def __init__(self, cgroup_root: str | None = None) -> None:
+        """`cgroup_root` is as `closer` takes it."""
+        self._cgroup_root = cgroup_root
         self._lock = threading.Lock()
-        self._waiting: dict[int, deque[int]] = {}
+        self._owing: dict[int, _Debt] = {}
         self._unattended: deque[int] = deque()
         self._threads = 0
 
     def take(self, uid: int, fds: Iterable[int]) -> None:
         """Close what `uid` sent. Never waits."""
-        fresh = deque(fds)
+        fresh = tuple(fds)
         if not fresh:
             return
         with self._lock:
-            if uid in self._waiting:
-                self._waiting[uid].extend(fresh)
-            else:
-                self._waiting[uid] = fresh
+            debt = self._owing.get(uid)
+            if debt is None:
+                self._owing[uid] = _Debt(fresh)
                 self._unattended.append(uid)
+            else:
+                debt.here.extend(fresh)
+                if debt.closer is not None:
+                    debt.closer.tell()
             if not self._unattended or self._threads >= THREADS_MAX:
                 return
             self._threads += 1
@@ -82,8 +93,8 @@ class Disposal:
 
     def owed(self, uid: int) -> int:
         """How many are still to be closed."""
-        waiting = self._waiting.get(uid)
-        return 0 if waiting is None else len(waiting)
+        debt = self._owing.get(uid)
+        return 0 if debt is None else len(debt.here) + debt.there
 
     def _work(self) -> None:
         while True:
@@ -92,42 +103,56 @@ class Disposal:
                     self._threads -= 1
                     return
                 uid = self._unattended.popleft()
-            self._close_all_of(uid)
+            self._settle(uid, self._owing[uid])
 
-    def _close_all_of(self, uid: int) -> None:
-        waiting = self._waiting[uid]
+    def _settle(self, uid: int, debt: _Debt) -> None:
         while True:
+            self._hand_over(debt)
+            closer = debt.closer
+            closed = 0 if closer is None or not debt.there else closer.wait()
             with self._lock:
-                batch = tuple(waiting)
-            known = frozenset(filter(_is_pidfd, batch))
-            for fd in known:
-                os.close(fd)
-            close_elsewhere([fd for fd in batch if fd not in known])
-            with self._lock:
-                for _ in batch:
-                    waiting.popleft()
-                if not waiting:
-                    del self._waiting[uid]
+                debt.there = 0 if closed is None else debt.there - closed
+                settled = not debt.here and not debt.there
+                if settled and closer is None:
+                    del self._owing[uid]
                     return
+                if settled or closed is None:
+                    debt.closer = None
+            if closer is not None and debt.closer is None:
+                closer.end()
 
+    def _hand_over(self, debt: _Debt) -> None:
+        """All that is here, as far as there is room for it there."""
+        while debt.here:
+            with self._lock:
+                batch = tuple(itertools.islice(debt.here, TOGETHER_MAX))
+            strange = tuple(itertools.takewhile(lambda fd: not is_pidfd(fd), batch))
+            there: int | None = 0
+            if not strange:
+                os.close(batch[0])
+            else:
+                closer = debt.closer or self._begin_closing(debt)
+                there = close_here(strange) if closer is None else closer.take(strange)
+            if there is None:
+                return
+            with self._lock:
+                for _ in strange or batch[:1]:
+                    debt.here.popleft()
+                debt.there += there
 
-def close_elsewhere(fds: Sequence[int]) -> None:
-    """Close them so that the last of each is another process's, and wait for its end."""
-    if not fds:
-        return
-    with _FORKS:  # who is forked has all that is here, until it begins
+    def _begin_closing(self, debt: _Debt) -> Closer | None:
         try:
-            last = subprocess.Popen(_WAITS, stdin=subprocess.PIPE, pass_fds=fds)
-        except OSError:  # no room for one more: they are to go all the same
-            last = None
-        for fd in fds:
-            os.close(fd)
-    if last is not None:
-        last.communicate()
+            closer = Closer(self._cgroup_root)
+        except OSError:
+            return None
+        with self._lock:
+            debt.closer = closer
+        return closer
 
 
-def _is_pidfd(fd: int) -> bool:
-    """By what the kernel calls it: the name of whatever has a path begins with a slash."""
+def is_pidfd(fd: int) -> bool:
+    """What users send where the kernel does not name them, by what it calls that: the name of
+    whatever has a path begins with a slash. Nobody is asked about its close."""
     with contextlib.suppress(OSError):
         return os.readlink(f"/proc/self/fd/{fd}").startswith(_PIDFDS)
     return False

@@ -80,14 +80,15 @@ class Listener:
         limits: Sockets,
         tenant_of: peers.TenantOf,
         outbox: Outbox | None = None,
+        cgroup_root: str | None = None,
         begin_turn: Callable[[], None] = lambda: None,
         end_turn: Callable[[], bool] = lambda: False,
     ) -> None:
         """`begin_turn` and `end_turn` bracket the reading of whatever is ready; the latter says
-        whether all of it has been answered."""
+        whether all of it has been answered. `cgroup_root` is as `closer` takes it."""
         self.holders = holders
         self.outbox = outbox or Outbox()
-        self.disposal = Disposal()
+        self.disposal = Disposal(cgroup_root)
         self.names_peers = peers.are_named()
         self._begin_turn, self._end_turn = begin_turn, end_turn
         self.clock = clock
