@@ -399,21 +399,27 @@ def test_bodies_in_crumbs_keep_nobody_waiting(tmp_path: Path) -> None:
     """Of each 64 KiB were taken apart before anybody else had a turn: with twelve that send so,
     who may be anybody, an answer took half a second in place of 5 ms."""
     end = threading.Event()
-    took: list[float] = []
     with CollectorServer(directory=tmp_path) as server:
+        alone_s = _median_answer_s(server)
         crowd = [threading.Thread(target=_crumble, args=(server.port, end)) for _ in range(12)]
         for one in crowd:
             one.start()
         try:
-            for _ in range(11):
-                began = time.monotonic()
-                assert server.ask("GET", QUOTAS).status == 200
-                took.append(time.monotonic() - began)
+            beside_s = _median_answer_s(server)
         finally:
             end.set()
             for one in crowd:
                 one.join()
-    assert sorted(took)[5] < 0.15, took
+    assert beside_s < 40 * alone_s, (beside_s, alone_s)
+
+
+def _median_answer_s(server: CollectorServer) -> float:
+    took = []
+    for _ in range(11):
+        began = time.monotonic()
+        assert server.ask("GET", QUOTAS).status == 200
+        took.append(time.monotonic() - began)
+    return sorted(took)[5]
 
 
 def _ask_until_answered(server: CollectorServer, deadline: float) -> None:
