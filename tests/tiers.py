@@ -3,7 +3,8 @@
 
 A tier's tests are dealt to one worker for each processor (pytest-xdist), and to one more where they
 wait for processes and deadlines a third of their time; unless the tier, or the test by its mark, is
-`quiet`: what it judges by the clock, or counts on the host, must not be its neighbour's doing.
+`quiet`: what it judges by the clock, or counts on the host, must not be its neighbour's doing, nor
+what it does to the host be in its neighbours' way.
 
 Rule: a tier that should run and collected nothing, did not start, or ran over its time is a failure
 of its own. Every skip is printed with the reason the test gave: what was not proven must be seen.

@@ -48,12 +48,6 @@ static int look(int dirfd, const char *path, struct statx *seen)
 	if (statx(dirfd, path, flags, STATX_TYPE, seen) == 0)
 		return 0;
 	const int refused = errno;
-	if (refused == ESTALE) {
-		/* Deleted on the server of a network mount. Only root mounts one, and who could
-		 * make a device node there is root on that server. */
-		*seen = (struct statx){ .stx_mode = S_IFREG };
-		return 0;
-	}
 	if ((refused != EIO && refused != EACCES) || !is_plain(dirfd, path, refused))
 		return -refused;
 	*seen = (struct statx){ .stx_mode = S_IFREG };

@@ -13,7 +13,8 @@ import pytest
 from tests.doubles.host_agent import REPOSITORY, HostAgent, mem
 from tests.doubles.stuck_files import stuck_files
 
-pytestmark = pytest.mark.root
+# Quiet, for what searches /proc waits for it, too.
+pytestmark = [pytest.mark.root, pytest.mark.quiet]
 
 CUT_S_MAX = 10
 ASKS = f"""

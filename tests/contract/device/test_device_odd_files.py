@@ -29,6 +29,8 @@ from leased.terms.errors import DeviceError
 from tests.doubles.host import not_proven
 from tests.doubles.stuck_files import stuck_files
 
+pytestmark = pytest.mark.quiet  # they are in the way of every search on the host
+
 FAR_NS = 1 << 62
 LOOK_S = 10
 XFS_BYTES = 304 << 20

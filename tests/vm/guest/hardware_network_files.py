@@ -46,8 +46,8 @@ def share() -> Iterator[Path]:
 
 
 def test_files_that_their_server_has_deleted_fence_nothing(share: Path) -> None:
-    """An upgrade of what all hosts have in common, on the login node, fenced each namespace and GPU
-    of every other host."""
+    """As after an upgrade of what all hosts have in common. Whoever asks the server is told ESTALE;
+    a search asks none."""
     drives.configure(**drives.USUAL)
     drives.settled()
     (share / "library").write_bytes(bytes(4096))
