@@ -7,7 +7,8 @@ and the protocol's own messages, in a process of its own.
 Rule: it prints one JSON line for all it sees: its port, then each request with who sent it and
 every point. The n-th request is answered with the n-th status, the rest with 200; a body that is
 not what its headers say is answered with 400, as the protocol wants. `hang` never answers, `drop`
-closes the connection, `partial` takes all points but one, `lie` none of 2^62, and says so in lines.
+closes the connection, `crumbs` answers in pieces of a byte, `partial` takes all points but one,
+`lie` none of 2^62, and says so in lines.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_S = 30
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+CRUMBS = CHUNKED + b"1\r\n\n\r\n" * 99 + b"0\r\n\r\n"
 
 
 class Receiver:
@@ -132,6 +135,9 @@ def main() -> None:
                 told.partial_success.rejected_data_points = 1 << 62
                 told.partial_success.error_message = "no\x1b[2J\nleased: serving" + "!" * 9000
                 status = "200"
+            if status == "crumbs":
+                self.wfile.write(CRUMBS)
+                return
             code, _, after = status.partition(":")
             self._answer(int(code), after, told.SerializeToString())
 

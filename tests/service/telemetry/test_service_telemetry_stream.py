@@ -239,6 +239,18 @@ async def test_a_receiver_that_hangs_has_a_deadline(authority: FleetPki) -> None
     assert "no answer in time" in line.said[0]
 
 
+async def test_an_answer_in_crumbs_is_none(authority: FleetPki) -> None:
+    """To take each of its pieces apart was the agent's turn."""
+    with serve(authority, "crumbs") as one:
+        line = Line(authority, one.url, Quick())
+        async with running(line):
+            line.put(power(1))
+            await see(one)
+            await see(one)
+            await line.emptied()
+    assert "the answer does not end" in line.said[0]
+
+
 async def test_a_receiver_that_says_when_in_no_number_of_this_world(authority: FleetPki) -> None:
     """What it says is a receiver's own: it ends nobody else."""
     odd = ("1 Jan 99999999999 00:00:00 GMT", "9" * 5000, "soon")

@@ -22,12 +22,10 @@ import trio
 from leased.service.fleet.config import Listening
 from leased.terms.errors import CallerError
 from leased.terms.moment import NS_PER_S
+from leased.terms.pieces import PIECE_BYTES, Pieces
 
 HEAD_BYTES_MAX: Final = 16_384
 BODY_BYTES_MAX: Final = 65_536
-PIECE_BYTES: Final = 1024
-"""A piece of a body counts as so much at the least: one of a byte costs the agent as much time."""
-
 READ_BYTES: Final = 16_384
 WRITE_BYTES: Final = 262_144
 """A reader has `write_ns` for each of these: 26 KB/s at the least with the default of 10 s."""
@@ -139,7 +137,7 @@ class _Conversation:
             headers = {
                 name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers
             }
-            body, counted = bytearray(), 0
+            body, pieces = bytearray(), Pieces(BODY_BYTES_MAX)
             if self._peer.they_are_waiting_for_100_continue:
                 await self._write(
                     self._peer.send(h11.InformationalResponse(status_code=100, headers=[]))
@@ -149,8 +147,7 @@ class _Conversation:
                     return None
                 assert isinstance(event, h11.Data)
                 body += event.data
-                counted += max(PIECE_BYTES, len(event.data))
-                if counted > BODY_BYTES_MAX:
+                if not pieces.fit(len(event.data)):
                     why = f"a body has {BODY_BYTES_MAX} bytes at most, in pieces of {PIECE_BYTES}"
                     raise _TooMuch(413, why)
             return _parse(

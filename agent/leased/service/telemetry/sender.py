@@ -27,6 +27,7 @@ from leased.service.telemetry.buffer import Batch, Buffer
 from leased.service.telemetry.otlp import rejected_points
 from leased.service.telemetry.streaming import Endpoint, Streaming, parse_endpoint
 from leased.terms.moment import NS_PER_S
+from leased.terms.pieces import Pieces
 
 RETRIED: Final = (429, 502, 503, 504)
 """The statuses for which the protocol says: try again."""
@@ -211,7 +212,7 @@ class _Connection:
         head = h11.Request(method="POST", target=path, headers=list(headers))
         parts = (head, h11.Data(data=body), h11.EndOfMessage())
         await self.stream.send_all(b"".join(self._peer.send(part) or b"" for part in parts))
-        status, retry_after, told = 0, "", bytearray()
+        status, retry_after, told, pieces = 0, "", bytearray(), Pieces(ANSWER_BYTES_MAX)
         while True:
             event = self._peer.next_event()
             if event is h11.NEED_DATA:
@@ -219,9 +220,10 @@ class _Connection:
             elif isinstance(event, h11.Response):
                 status = event.status_code
                 retry_after = dict(event.headers).get(b"retry-after", b"").decode("latin-1")
-            elif isinstance(event, h11.Data):
-                told += event.data
-                if len(told) > ANSWER_BYTES_MAX:
+            elif isinstance(event, h11.Data | h11.InformationalResponse):
+                data = event.data if isinstance(event, h11.Data) else b""
+                told += data
+                if not pieces.fit(len(data)):
                     raise OSError(errno.EMSGSIZE, "the answer does not end")
             elif isinstance(event, h11.EndOfMessage):
                 break
