@@ -382,6 +382,7 @@ async def test_a_gpu_of_whose_loss_only_an_event_tells_is_gone(
         await hears(devices, machine)
         machine.fault("nvmlDeviceGetHandleByIndex_v2", "return:999", gpu=1)
         assert await health_of(devices, machine, 1) is Health.SICK
+        await hears(devices, machine, 0)  # the GPUs are others now: it was begun again
         machine.lose(0, says_so=False)
         with trio.fail_after(10):
             while await health_of(devices, machine, 0) is not Health.GONE:
@@ -506,16 +507,17 @@ async def test_a_lost_gpu_that_tells_nothing_more_takes_no_others_errors_along(
         nursery.cancel_scope.cancel()
 
 
-async def hears(devices: Devices, machine: Machine) -> None:
+async def hears(devices: Devices, machine: Machine, gpu: int = 1) -> None:
     """Return when the ear has heard what came before: it tells of one more error of the other
     GPU."""
     [backend] = [one for one in devices._backends if isinstance(one, GpuBackend)]
+    [pci] = [one.pci for one in backend._ear._gpus if one.uuid == machine.uuid(gpu)]
     with trio.fail_after(10):
         while True:
             since_ns = boot_ns()
-            machine.xid(1, 43)
+            machine.xid(gpu, 43)
             for _ in range(20):
-                if backend._ear.xids("0000:2b:00.0", since_ns):
+                if backend._ear.xids(pci, since_ns):
                     return
                 await trio.sleep(0.05)
 
