@@ -183,6 +183,15 @@ def test_a_namespace_is_followed_by_identity_and_a_swapped_one_is_noticed(tmp_pa
     assert not is_still(found, (259, 10), tmp_path)
 
 
+def test_what_goes_away_while_it_is_looked_at_is_not_there(tmp_path: Path) -> None:
+    """It was fenced as one that has another size: a stale file handle."""
+    nvme_trees.subsystem(tmp_path, 0, nqn="nqn.a")
+    place = nvme_trees.namespace(tmp_path, 0, 3, number=(259, 9), eui="aa")
+    assert find_namespace("aa", tmp_path) is not None
+    (tmp_path / "sys/block" / place / "size").unlink()
+    assert find_namespace("aa", tmp_path) is None
+
+
 def test_one_of_two_that_are_alike_is_nobody(tmp_path: Path) -> None:
     nvme_trees.subsystem(tmp_path, 0, nqn="nqn.a")
     nvme_trees.namespace(tmp_path, 0, 1, number=(259, 1), eui="aa")

@@ -77,9 +77,11 @@ def list_namespaces(root: Path = Path("/")) -> tuple[Namespace, ...]:
 
 
 def find_namespace(identity: str, root: Path = Path("/")) -> Namespace | None:
-    """The one that calls itself so now; None if none does, or more than one."""
+    """The one that calls itself so now; None if none does, or more than one. One that goes away
+    while it is looked at has no size."""
     found = [place for place in _heads(root) if _identity(place) == identity]
-    return _namespace(found[0], identity, _controllers(root)) if len(found) == 1 else None
+    one = _namespace(found[0], identity, _controllers(root)) if len(found) == 1 else None
+    return one if one is not None and one.size_bytes else None
 
 
 def is_still(namespace: Namespace, number: Number, root: Path = Path("/")) -> bool:
