@@ -145,9 +145,9 @@ class House:
         return visitor
 
     def dispose(self) -> None:
-        """Until what was sent here is closed: other threads do that."""
+        """Until what was sent here is closed, and who closes it gone: other threads do that."""
         assert self.agent.listener is not None
-        while self.agent.listener.disposal.owed(os.geteuid()):
+        while os.geteuid() in self.agent.listener.disposal._owing:
             os.sched_yield()
 
     def leave(self) -> None:

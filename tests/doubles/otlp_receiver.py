@@ -123,7 +123,8 @@ def main() -> None:
             say({"path": self.path, "from": [v for k, v in names if k == "URI"], "points": points})
             if status == "hang":
                 threading.Event().wait()
-            if status == "drop":
+            if status in ("drop", "crumbs"):
+                self.wfile.write(CRUMBS if status == "crumbs" else b"")
                 self.close_connection = True
                 return
             told = metrics_service_pb2.ExportMetricsServiceResponse()
@@ -135,9 +136,6 @@ def main() -> None:
                 told.partial_success.rejected_data_points = 1 << 62
                 told.partial_success.error_message = "no\x1b[2J\nleased: serving" + "!" * 9000
                 status = "200"
-            if status == "crumbs":
-                self.wfile.write(CRUMBS)
-                return
             code, _, after = status.partition(":")
             self._answer(int(code), after, told.SerializeToString())
 

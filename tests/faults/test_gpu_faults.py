@@ -382,7 +382,7 @@ async def test_a_gpu_of_whose_loss_only_an_event_tells_is_gone(
         await hears(devices, machine)
         machine.fault("nvmlDeviceGetHandleByIndex_v2", "return:999", gpu=1)
         assert await health_of(devices, machine, 1) is Health.SICK
-        await hears(devices, machine, 0)  # the GPUs are others now: it was begun again
+        await hears(devices, machine, 0)  # begun again, for the GPUs are others now
         machine.lose(0, says_so=False)
         with trio.fail_after(10):
             while await health_of(devices, machine, 0) is not Health.GONE:
@@ -508,8 +508,7 @@ async def test_a_lost_gpu_that_tells_nothing_more_takes_no_others_errors_along(
 
 
 async def hears(devices: Devices, machine: Machine, gpu: int = 1) -> None:
-    """Return when the ear has heard what came before: it tells of one more error of the other
-    GPU."""
+    """Return when the ear has heard what came before: it tells of one more error of the GPU."""
     [backend] = [one for one in devices._backends if isinstance(one, GpuBackend)]
     [pci] = [one.pci for one in backend._ear._gpus if one.uuid == machine.uuid(gpu)]
     with trio.fail_after(10):
