@@ -50,6 +50,8 @@ async def test_a_disk_that_is_full_is_told_once_and_waited_for(
                 process = await trio.lowlevel.open_process(words, stderr=said, env=journal)
                 try:
                     await _filled_and_emptied(west, server, small_disk, process)
+                    while b"again" not in (tmp_path / "said").read_bytes():
+                        await trio.sleep(0.02)
                 finally:
                     process.terminate()
                     await process.wait()
