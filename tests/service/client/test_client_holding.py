@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from leased.client import CallTimeout, LeaseLost, Refused, Session, acquire
+from leased.client.holding import Holding
 from leased.client.notice import surrender_margin_ns
 from leased.terms.errors import EX_LEASE_LOST
 from leased.terms.lease import Ending, LeaseState, RevocationReason
@@ -298,10 +299,15 @@ async def test_a_cancelled_block_releases_too(session: Session, agent: SmallAgen
     assert the_lease(agent).ended is Ending.RELEASED
 
 
-async def test_a_release_that_hangs_does_not(session: Session, agent: SmallAgent) -> None:
+async def left_while_nobody_takes_it(session: Session, agent: SmallAgent) -> Holding:
     agent.hang.append(parameters.Release)
-    async with acquire(session, mem=4096, ttl=60):
+    async with acquire(session, mem=4096, ttl=60) as held:
         pass
+    return held
+
+
+async def test_a_release_that_hangs_does_not(session: Session, agent: SmallAgent) -> None:
+    await left_while_nobody_takes_it(session, agent)
     assert trio.current_time() == 5
 
 
@@ -309,9 +315,7 @@ async def test_what_no_agent_took_back_is_given_back_when_one_is_there(
     session: Session, agent: SmallAgent
 ) -> None:
     """Whoever is bound to it was killed at the deadline, long after the end of the block."""
-    agent.hang.append(parameters.Release)
-    async with acquire(session, mem=4096, ttl=60) as held:
-        pass
+    held = await left_while_nobody_takes_it(session, agent)
     assert held.owed is not None and the_lease(agent).ended is None
     agent.hang.clear()
     await held.owed.wait()
@@ -322,9 +326,7 @@ async def test_what_no_agent_took_back_is_given_back_when_one_is_there(
 async def test_what_no_agent_takes_back_ends_with_its_deadline(
     session: Session, agent: SmallAgent
 ) -> None:
-    agent.hang.append(parameters.Release)
-    async with acquire(session, mem=4096, ttl=60) as held:
-        pass
+    held = await left_while_nobody_takes_it(session, agent)
     assert held.owed is not None
     await held.owed.wait()
     assert held.deadline_ns <= trio_ns() < held.deadline_ns + 11 * S

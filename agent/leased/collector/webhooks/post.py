@@ -23,16 +23,11 @@ import trio
 
 from leased.collector.webhooks.guard import Network, Target, refusal
 from leased.terms.moment import NS_PER_S
+from leased.terms.pieces import Pieces
 
 READ_BYTES: Final = 16 * 1024
 HEAD_BYTES_MAX: Final = 16 * 1024
 BODY_BYTES_MAX: Final = 64 * 1024
-PIECE_BYTES: Final = 64
-"""A piece of a body counts as so much at the least: one of a byte costs as much to take apart."""
-
-INFORMED_MAX: Final = 16
-"""Answers that are none yet (103 and its like)."""
-
 REST_S_MAX: Final = 1
 """For the rest of an answer whose head is there."""
 
@@ -79,10 +74,9 @@ class Line:
         return Heard(head.status_code, retry_after_ns(told.get("retry-after", ""), now_ns))
 
     async def _hear(self) -> h11.Response:
-        informed = 0
+        announced = Pieces(HEAD_BYTES_MAX)
         while not isinstance(event := self._http.next_event(), h11.Response):
-            informed += isinstance(event, h11.InformationalResponse)
-            if informed > INFORMED_MAX:
+            if isinstance(event, h11.InformationalResponse) and not announced.fit():
                 raise Undelivered("it announces answers without end")
             if event is h11.NEED_DATA:
                 data = await self._stream.receive_some(READ_BYTES)
@@ -93,13 +87,14 @@ class Line:
 
     async def _pass_over(self) -> None:
         """Read the rest of an answer, so that another delivery may follow on the connection."""
-        read = 0
-        while read <= BODY_BYTES_MAX:
+        pieces = Pieces(BODY_BYTES_MAX)
+        while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
                 self._http.receive_data(bytes(await self._stream.receive_some(READ_BYTES)))
             elif isinstance(event, h11.Data):
-                read += max(PIECE_BYTES, len(event.data))
+                if not pieces.fit(len(event.data)):
+                    return
             else:
                 if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
                     self._http.start_next_cycle()
