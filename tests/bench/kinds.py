@@ -279,7 +279,7 @@ def _hold_past_the_deadline(agent: RunningAgent, kind: Kind, twin: Twin) -> set[
     connection = Connection(str(agent.socket))
     try:
         asked = {"resources": [kind.ask], "ttl_ns": HELD_NS, "bind": "cgroup"}
-        granted = connection.call("Lease.Acquire", prove=True, **asked)
+        granted = connection.call("Lease.Acquire", **asked)
         lease_id = str(granted["lease"]["lease_id"])
         connection.close_fds()
         with _holder(str(agent.socket), lease_id) as pidfd:
@@ -321,7 +321,7 @@ def _holder(socket: str, lease_id: str) -> Iterator[int]:
         try:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             joined = Connection(socket)
-            joined.call("Lease.Join", prove=True, lease_id=lease_id)
+            joined.call("Lease.Join", lease_id=lease_id)
             os.write(told, b"x")
             while True:
                 time.sleep(600)

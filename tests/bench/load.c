@@ -54,9 +54,6 @@
 	"{\"method\":\"io.leased.Lease.Renew\",\"parameters\":" \
 	"{\"lease_id\":\"%s\",\"ttl_ns\":%" PRIu64 "}}"
 #define NS_PER_S 1000000000ull
-#ifndef SO_PEERPIDFD
-#define SO_PEERPIDFD 77
-#endif
 
 enum mode { MODE_RENEW, MODE_GRANT, MODE_CYCLE, MODE_HOLD, MODE_HOLDERS, MODE_FDATASYNC };
 static const char *const mode_names[] = {"renew", "grant", "cycle", "hold", "holders", "fdatasync"};
@@ -112,8 +109,6 @@ static struct histogram latency;
 static struct histogram release_latency;
 static char acquire[CALL_BYTES_MAX];
 static size_t acquire_len;
-static bool send_pidfd;
-static int own_pidfd = -1;
 static long fds_received;
 static char (*held_ids)[ID_CHARS + 1];
 static long held_len;
@@ -199,25 +194,10 @@ static void build_acquire(void)
 
 static void send_call(struct conn *conn, enum call call, const char *text, size_t len)
 {
-	struct iovec io = {.iov_base = (char *)text, .iov_len = len};
-	union {
-		char bytes[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control;
-	struct msghdr message = {.msg_iov = &io, .msg_iovlen = 1};
-	if (send_pidfd && call == CALL_ACQUIRE) {
-		message.msg_control = control.bytes;
-		message.msg_controllen = sizeof control.bytes;
-		struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-		head->cmsg_level = SOL_SOCKET;
-		head->cmsg_type = SCM_RIGHTS;
-		head->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(head), &own_pidfd, sizeof(int));
-	}
 	conn->call = call;
 	conn->sent_ns = now_ns();
 	/* One call is far below the socket buffer, so a short write means the agent is broken. */
-	if (sendmsg(conn->fd, &message, MSG_NOSIGNAL) != (ssize_t)len)
+	if (send(conn->fd, text, len, MSG_NOSIGNAL) != (ssize_t)len)
 		die("send: %s", strerror(errno));
 }
 
@@ -308,6 +288,20 @@ static void check_reply(struct conn *conn)
 
 /* ---- connections ----------------------------------------------------------------------------- */
 
+/* Before Linux 6.5 the agent knows us by what we say after its first answer. */
+static void speak_first(struct conn *conn)
+{
+	static const char text[] = "{\"method\":\"org.varlink.service.GetInfo\"}";
+	if (send(conn->fd, text, sizeof text, MSG_NOSIGNAL) != sizeof text)
+		die("send: %s", strerror(errno));
+	ssize_t got = 0;
+	do {
+		got = recv(conn->fd, conn->in, REPLY_BYTES_MAX, 0);
+		if (got <= 0)
+			die("the agent did not answer");
+	} while (conn->in[got - 1] != '\0');
+}
+
 static void open_conn(struct conn *conn)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -322,6 +316,7 @@ static void open_conn(struct conn *conn)
 	conn->in = malloc(REPLY_BYTES_MAX);
 	if (!conn->in)
 		die("out of memory");
+	speak_first(conn);
 }
 
 static void open_conns(int epoll)
@@ -335,13 +330,6 @@ static void open_conns(int epoll)
 		if (epoll_ctl(epoll, EPOLL_CTL_ADD, conns[i].fd, &event) < 0)
 			die("epoll_ctl: %s", strerror(errno));
 	}
-	int pidfd = -1;
-	socklen_t len = sizeof pidfd;
-	send_pidfd = getsockopt(conns[0].fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &len) < 0;
-	if (pidfd >= 0)
-		close(pidfd);
-	if (send_pidfd)
-		own_pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
 }
 
 /* Waits for replies and hands each to `each`, until that has ended every connection. */
@@ -558,19 +546,12 @@ static void run_holders(void)
 	int ready[2];
 	if (pipe2(ready, O_CLOEXEC) < 0)
 		die("pipe: %s", strerror(errno));
-	int pidfd = -1, probe[2];
-	socklen_t size = sizeof pidfd;
-	if (socketpair(AF_UNIX, SOCK_STREAM, 0, probe) == 0)
-		send_pidfd = getsockopt(probe[0], SOL_SOCKET, SO_PEERPIDFD, &pidfd, &size) < 0;
 	for (long i = 0; i < option.count; i++) {
 		pid_t pid = fork();
 		if (pid < 0)
 			die("fork: %s", strerror(errno));
-		if (pid == 0) {
-			if (send_pidfd)
-				own_pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+		if (pid == 0)
 			hold_alone((int)i, ready[1]);
-		}
 	}
 	close(ready[1]);
 	FILE *lines = fdopen(ready[0], "r");

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import msgspec
 import trio
@@ -40,13 +39,10 @@ from tests.doubles.varlink_calls import described
 
 
 class Seen(msgspec.Struct):
-    """One call as it arrived. `fds` is how many descriptors came, `pids` the processes that they
-    name.
-    """
+    """One call as it arrived."""
 
     call: Call
     command: Command | None
-    pids: list[int]
 
 
 class Sender:
@@ -83,6 +79,7 @@ class SmallAgent(LeaseTable):
         super().__init__(now_ns)
         self.service = described()
         self.seen: list[Seen] = []
+        self.heard = b""
         self.refuse: dict[type, answers.Refusal] = {}
         self.hang: list[type] = []
         self.drop_reply: list[type] = []
@@ -151,6 +148,7 @@ class SmallAgent(LeaseTable):
                 return
             if not data:
                 return
+            self.heard += data
             fds = array.array("i")
             for _, _, payload in control:
                 fds.frombytes(payload)
@@ -171,7 +169,6 @@ class SmallAgent(LeaseTable):
         sender: Sender,
         caller: Caller,
     ) -> None:
-        pids = [_pid_of(fd) for fd in fds]
         for fd in fds:
             os.close(fd)
         try:
@@ -179,7 +176,7 @@ class SmallAgent(LeaseTable):
         except LeasedError as error:
             await sender.say(call, encode_error(error))
             return
-        self.seen.append(Seen(call, command, pids))
+        self.seen.append(Seen(call, command))
         asked = type(call.parameters)
         if asked in self.hang:
             await trio.sleep_forever()
@@ -253,14 +250,6 @@ class SmallAgent(LeaseTable):
             listed.append(objects.LeaseFd("", len(fds), "notify"))
             fds.append(reading)
         return fds, listed
-
-
-def _pid_of(fd: int) -> int:
-    """The process that a pidfd names."""
-    for line in Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines():
-        if line.startswith("Pid:"):
-            return int(line.split()[1])
-    return -1
 
 
 @contextmanager

@@ -57,6 +57,7 @@ class Connection:
         self._messages: list[bytes] = []
         self._fds: list[int] = []
         self.closed = False
+        self.answered = False
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody took. Idempotent."""
@@ -66,16 +67,16 @@ class Connection:
             os.close(fd)
         self._fds.clear()
 
-    def lacks_peer_pidfd(self) -> bool:
-        """Whether the kernel cannot prove our process to the agent, so that we must send our own
-        pidfd.
+    def is_named(self) -> bool:
+        """Whether the kernel proves our process to the agent: else it is proven by what it says
+        after the first answer.
         """
         try:
             raw = self._socket.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
         except OSError:
-            return True
+            return False
         os.close(int.from_bytes(raw, "little", signed=True))
-        return False
+        return True
 
     async def call(self, message: bytes, fds: Sequence[int] = ()) -> tuple[msgspec.Raw, list[int]]:
         """Send one message and return its reply's parameters and descriptors. Raises what the reply
@@ -141,6 +142,7 @@ class Connection:
         while not self._messages:
             await self._read()
         message = self._messages.pop(0)
+        self.answered = True
         try:
             return _MESSAGE.decode(message)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -62,15 +62,16 @@ class Session:
         entropy: Callable[[], bytes] = new_id,
         chance: Callable[[], float] = random.random,
         clock_ns: Callable[[], int] = boot_clock_ns,
-        send_pidfd: bool | None = None,
+        is_named: bool | None = None,
     ) -> None:
         """`path` None: what LEASE_SOCKET names, as of leasectl, else `SOCKET`. `chance` gives
-        numbers in [0, 1) to spread retries and renewals; `send_pidfd` None asks the kernel.
+        numbers in [0, 1) to spread retries and renewals; `is_named` None asks the kernel whether
+        it proves our process.
         """
         self._path = os.fspath(path or os.environ.get(SOCKET_VARIABLE, SOCKET))
         self._connection: Connection | None = None
         self._met = False
-        self._send_pidfd = send_pidfd
+        self._is_named = is_named
         self.timeout_s = timeout_s
         self.entropy = entropy
         self.chance = chance
@@ -84,7 +85,7 @@ class Session:
             entropy=self.entropy,
             chance=self.chance,
             clock_ns=self.clock_ns,
-            send_pidfd=self._send_pidfd,
+            is_named=self._is_named,
         )
         another._met = self._met
         return another
@@ -130,10 +131,10 @@ class Session:
         """Call the method of `asked`: its reply, and the descriptors of that, which the caller
         then owns.
 
-        `prove` sends a pidfd of this process where the kernel cannot tell the agent; `pidfd_of` one
-        of another process.
+        `prove` says something first where the kernel does not prove our process to the agent;
+        `pidfd_of` sends a pidfd of another process.
         """
-        message = encode_call(_NAME_OF[type(asked)], asked)
+        message = _message_of(asked)
         raw, fds = await self._exchange(
             message, timeout_s=timeout_s, pidfd_of=pidfd_of, prove=prove
         )
@@ -158,7 +159,7 @@ class Session:
 
         Leaving cancels the call.
         """
-        message = encode_call(_NAME_OF[type(asked)], asked, more=True)
+        message = _message_of(asked, more=True)
         connection = await self._open()
         try:
             async with connection.stream(message) as raws:
@@ -328,9 +329,10 @@ class Session:
     async def _send(
         self, connection: Connection, message: bytes, pidfd_of: int | None, prove: bool
     ) -> tuple[msgspec.Raw, list[int]]:
-        if pidfd_of is None and prove:
-            needed = connection.lacks_peer_pidfd() if self._send_pidfd is None else self._send_pidfd
-            pidfd_of = os.getpid() if needed else None
+        if prove and not connection.answered:
+            is_named = connection.is_named() if self._is_named is None else self._is_named
+            if not is_named:
+                await connection.call(_message_of(parameters.GetInfo()))
         if pidfd_of is None:
             return await connection.call(message)
         pidfd = os.pidfd_open(pidfd_of)
@@ -369,6 +371,10 @@ def _plain_values(raw: msgspec.Raw) -> dict[str, Any]:
         return msgspec.json.decode(raw, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"the agent's reply is not an object: {error}") from error
+
+
+def _message_of(asked: Parameters, *, more: bool = False) -> bytes:
+    return encode_call(_NAME_OF[type(asked)], asked, more=more)
 
 
 def encode_call(method: str, arguments: Strict | dict[str, Any], *, more: bool = False) -> bytes:

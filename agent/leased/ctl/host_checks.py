@@ -50,7 +50,7 @@ def kernel(root: Path) -> Iterator[Finding]:
             Grade.NOTE,
             "peer pidfd",
             "not before Linux 6.5",
-            "clients send their own pidfd instead; leasectl and the library do",
+            "who asks is proven by what it says after an answer, as leasectl and the library do",
         )
 
 

@@ -81,7 +81,8 @@ class Walls:
         PermissionDenied, DeviceError."""
         if connection.pidfd is None:
             raise PermissionDenied(
-                "this kernel does not name the calling process: send its pidfd as descriptor 0"
+                "this kernel does not name the calling process, which is proven by what it says"
+                " after an answer: ask again over this connection"
             )
         await self._enter(lease, connection.caller.pid, connection.pidfd)
         directory = self._notifier.open_directory(lease)

@@ -130,7 +130,8 @@ def _acquire(
         )
     if bind == "process" and pid == 0 and isinstance(asked, parameters.Acquire):
         raise PermissionDenied(
-            "a lease bound to a process needs its pidfd: send your own as descriptor 0"
+            "a lease bound to a process needs to know which one asks: before Linux 6.5 it is proven"
+            " by what it says after an answer, so ask again over this connection"
         )
     return commands.Acquire(
         command_id=_command_id(command_id, entropy),

@@ -48,7 +48,7 @@ async def agent(path: str, nursery: trio.Nursery) -> AsyncIterator[SmallAgent]:
 @pytest.fixture
 async def session(agent: SmallAgent, path: str) -> AsyncIterator[Session]:
     del agent
-    opened = Session(path, clock_ns=trio_ns, chance=lambda: 0.0, send_pidfd=False)
+    opened = Session(path, clock_ns=trio_ns, chance=lambda: 0.0, is_named=True)
     yield opened
     opened.close()
 
@@ -85,7 +85,7 @@ async def test_a_lease_is_renewed_at_a_third_and_released_at_the_end(
 
 async def test_renewals_come_early_by_chance_never_late(path: str, agent: SmallAgent) -> None:
     for chance, first_s in ((0.0, 20.0), (0.5, 18.0), (1.0, 16.0)):
-        with_chance = Session(path, clock_ns=trio_ns, chance=lambda c=chance: c, send_pidfd=False)
+        with_chance = Session(path, clock_ns=trio_ns, chance=lambda c=chance: c, is_named=True)
         began = trio_ns()
         async with acquire(with_chance, mem=4096, ttl=60) as held:
             await trio.sleep(21)

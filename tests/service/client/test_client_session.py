@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> str:
 @pytest.fixture
 def settings() -> dict[str, object]:
     """The trio clock is the boot clock of both ends; chance always says a half."""
-    return {"clock_ns": trio_ns, "chance": lambda: 0.5, "send_pidfd": False}
+    return {"clock_ns": trio_ns, "chance": lambda: 0.5, "is_named": True}
 
 
 def trio_ns() -> int:
@@ -298,22 +298,20 @@ async def test_waiting_is_bounded_by_the_agent_and_then_by_us(
     assert trio.current_time() - began == 5 + session.timeout_s
 
 
-@pytest.mark.parametrize("send", [True, False])
+@pytest.mark.parametrize("named", [True, False])
 @pytest.mark.autojump
-async def test_the_callers_pidfd_goes_with_acquire_and_join_where_the_kernel_needs_it(
-    agent: SmallAgent, path: str, settings: dict[str, object], send: bool
+async def test_who_is_to_be_proven_says_something_first_where_the_kernel_needs_it(
+    agent: SmallAgent, path: str, settings: dict[str, object], named: bool
 ) -> None:
-    async with connect(path, **{**settings, "send_pidfd": send}) as session:
+    async with connect(path, **{**settings, "is_named": named}) as session:
         acquire = parameters.Acquire(want(mem=4096))
-        reply, fds = await session.ask_with_fds(acquire, replies.AcquireReply, prove=True)
-        assert os.fstat(fds[0]).st_size == 4096
-        os.close(fds[0])
-        await session.join(reply.lease.lease_id)
-        await session.describe(reply.lease.lease_id)
-    expected = [os.getpid()] if send else []
-    assert agent.calls(parameters.Acquire)[0].pids == expected
-    assert agent.calls(parameters.Join)[0].pids == expected
-    assert agent.calls(parameters.Describe)[0].pids == []
+        lease_id = (await session.ask(acquire, replies.AcquireReply, prove=True)).lease.lease_id
+        await session.join(lease_id)
+        assert agent.heard.count(b"service.GetInfo") == (0 if named else 1)
+    async with connect(path, **{**settings, "is_named": named}) as session:
+        await session.describe(lease_id)  # which is nobody's act in particular
+        await session.join(lease_id)
+    assert agent.heard.count(b"service.GetInfo") == (0 if named else 1)
 
 
 @pytest.mark.autojump
@@ -321,10 +319,10 @@ async def test_whether_the_kernel_proves_us_is_asked_of_the_kernel(
     agent: SmallAgent, path: str, settings: dict[str, object]
 ) -> None:
     release = tuple(int(part) for part in os.uname().release.split(".")[:2])
-    async with connect(path, **{**settings, "send_pidfd": None}) as session:
-        lease_id = (await granted(session)).lease.lease_id
-        await session.join(lease_id)
-    assert agent.calls(parameters.Join)[0].pids == ([] if release >= (6, 5) else [os.getpid()])
+    async with connect(path, **{**settings, "is_named": None}) as session:
+        acquire = parameters.Acquire(want(mem=4096))
+        await session.ask(acquire, replies.AcquireReply, prove=True)
+    assert agent.heard.count(b"service.GetInfo") == (0 if release >= (6, 5) else 1)
 
 
 @pytest.mark.autojump

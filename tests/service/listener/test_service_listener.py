@@ -216,6 +216,27 @@ async def test_descriptors_that_cannot_be_sent_yet_arrive_later_or_are_closed(
         assert descriptors() == before - 3, "socket, pidfd, memory of the deaf"
 
 
+# ---- a kernel that does not name its peers -------------------------------------------------------
+
+
+@pytest.mark.parametrize("operator", [False, True])
+@pytest.mark.autojump
+async def test_who_is_not_named_is_known_by_what_it_says_after_an_answer(
+    operator: bool, tmp_path: Path
+) -> None:
+    async with open_house(tmp_path, names_peers=False) as house:
+        me = house.visit(operator=operator)
+        asked = {"resources": memory(), "bind": "process"}
+        name, told = await me.refused("Lease.Acquire", **asked)
+        assert name == "PermissionDenied" and "ask again" in told["why"]
+        await me.call("Lease.Acquire", **asked)
+        assert house.agent.holders.lives(os.getpid())
+        if not operator:
+            with open("/dev/null", "rb") as null:
+                await me.send(message("Lease.List"), [null.fileno()])
+            assert "descriptors are not taken" in (await me.answer())["parameters"]["why"]
+
+
 # ---- descriptors ---------------------------------------------------------------------------------
 
 
@@ -252,8 +273,8 @@ async def test_descriptors_with_calls_that_go_nowhere_do_not_pile_up(
 async def test_descriptors_behind_a_fault_are_not_kept_while_an_earlier_call_takes_its_time(
     tmp_path: Path,
 ) -> None:
-    async with open_house(tmp_path, names_peers=False) as house:
-        me = house.visit()
+    async with open_house(tmp_path) as house:
+        me = house.visit(operator=True)
         lease = (await me.call("Lease.Acquire", **ACQUIRE))["lease"]["lease_id"]
         before = descriptors()
         await me.send(message("Lease.Wait", lease_id=lease) + b"no JSON\0")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from leased.service.api.peers import PIDFD_THREAD, check_sent_pidfd, identify, peer_pidfd
-from leased.terms.command import Caller
+from leased.service.api.peers import has_exited, identify, peer_pidfd
+from leased.service.api.speaker import ROOM, Speaker
 from leased.terms.errors import PermissionDenied
 from leased.terms.identity import TenantId
 from leased.terms.lease import Trust
@@ -149,8 +149,7 @@ def test_a_peer_that_has_gone_is_still_who_it_was(door: socket.socket) -> None:
         pidfd = peer_pidfd(theirs)
     assert (caller.uid, caller.trust) == (4242, Trust.CONFINED)
     if pidfd is not None:
-        with pytest.raises(PermissionDenied):
-            check_sent_pidfd(pidfd, caller)
+        assert has_exited(pidfd)
         os.close(pidfd)
 
 
@@ -160,57 +159,99 @@ def test_the_pidfd_of_the_peer_is_that_of_its_process(door: socket.socket) -> No
         if pidfd is None:
             not_proven("SO_PEERPIDFD", "the kernel is older than 6.5")
         caller = identify(theirs, tenant_of=everybody, operator=False)
-        assert caller.pid == process.pid
-        check_sent_pidfd(pidfd, caller)
+        assert caller.pid == process.pid == pid_of(pidfd)
+        assert not has_exited(pidfd)
         os.close(pidfd)
 
 
-# ---- a pidfd that was sent -----------------------------------------------------------------------
+# ---- where the kernel does not name them ---------------------------------------------------------
 
 
-def caller_of(pid: int) -> Caller:
-    """Somebody whose pid the kernel says is `pid`."""
-    return Caller(1000, 1000, pid, ACME)
+def pid_of(pidfd: int) -> int:
+    """The process of a pidfd, which lives."""
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
+        [pid] = (int(line.split()[1]) for line in info if line.startswith("Pid:"))
+    return pid
 
 
-def test_a_pidfd_counts_only_as_what_it_is() -> None:
-    own = os.pidfd_open(os.getpid())
-    check_sent_pidfd(own, caller_of(os.getpid()))
-    with pytest.raises(PermissionDenied, match="not a pidfd of the calling process"):
-        check_sent_pidfd(own, caller_of(os.getppid()))
-    with open("/dev/null", "rb") as null, pytest.raises(PermissionDenied):
-        check_sent_pidfd(null.fileno(), caller_of(os.getpid()))
-    os.close(own)
-    with pytest.raises(PermissionDenied, match="cannot be examined"):
-        check_sent_pidfd(own, caller_of(os.getpid()))
+def hear(speaker: Speaker, theirs: socket.socket) -> int | None:
+    """Read once, and what that proves."""
+    data, control, _, _ = theirs.recvmsg(100, ROOM)
+    return speaker.hear(len(data), control)
 
 
-def test_a_pidfd_of_one_thread_is_none_of_its_process() -> None:
-    """When its leader has exited the others are not killed by it, nor heard of."""
-    try:
-        pidfd = os.pidfd_open(os.getpid(), PIDFD_THREAD)
-    except OSError:
-        pytest.skip("older than Linux 6.9")
-    try:
-        with pytest.raises(PermissionDenied, match="of one thread"):
-            check_sent_pidfd(pidfd, caller_of(os.getpid()))
-    finally:
-        os.close(pidfd)
+def test_who_speaks_after_it_was_asked_who_it_is_is_proven(door: socket.socket) -> None:
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.connect(door.getsockname())
+        ours.sendall(b"before")
+        theirs, _ = door.accept()
+        with theirs:
+            speaker = Speaker(theirs, os.getpid())
+            ours.sendall(b"after, but it is read with what came before")
+            assert hear(speaker, theirs) is None
+            ours.sendall(b"after")
+            pidfd = hear(speaker, theirs)
+            assert pidfd is not None and pid_of(pidfd) == os.getpid()
+            os.close(pidfd)
+            ours.sendall(b"what is said later brings nothing with it")
+            assert theirs.recvmsg(100)[2] == 0
 
 
-def test_a_pidfd_of_the_dead_proves_nothing() -> None:
-    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
-    pidfd = os.pidfd_open(process.pid)
-    try:
-        check_sent_pidfd(pidfd, caller_of(process.pid))
-        assert process.stdin is not None
-        process.stdin.close()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        with pytest.raises(PermissionDenied, match="has exited"):
-            check_sent_pidfd(pidfd, caller_of(process.pid))
-        process.wait()
-        with pytest.raises(PermissionDenied):
-            check_sent_pidfd(pidfd, caller_of(process.pid))
-    finally:
-        os.close(pidfd)
-        process.wait()
+def test_what_somebody_else_says_proves_nothing(door: socket.socket) -> None:
+    """Who inherited the connection is not who made it, nor may it say so."""
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.connect(door.getsockname())
+        theirs, _ = door.accept()
+        with theirs:
+            speaker = Speaker(theirs, os.getpid())
+            subprocess.run(["echo", "me"], stdout=ours.fileno(), check=True)
+            assert hear(speaker, theirs) is None
+            ours.sendall(b"me")
+            pidfd = hear(speaker, theirs)
+            assert pidfd is not None
+            os.close(pidfd)
+
+
+_SAYS = """
+import socket, sys
+peer = socket.socket(socket.AF_UNIX)
+peer.connect(sys.argv[1])
+print(flush=True)
+sys.stdin.readline()
+peer.send(b"me")
+"""
+
+
+def test_what_the_dead_have_said_proves_nothing(door: socket.socket) -> None:
+    """Their number may have been another's when it was said."""
+    words = [sys.executable, "-c", _SAYS, door.getsockname()]
+    both = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(words, **both) as process:
+        theirs, _ = door.accept()
+        with theirs:
+            speaker = Speaker(theirs, process.pid)
+            process.communicate(b"\n")
+            assert hear(speaker, theirs) is None
+            assert hear(speaker, theirs) is None, "its end"
+            speaker.close()
+
+
+def test_who_has_gone_before_it_could_be_asked_is_never_proven(door: socket.socket) -> None:
+    with visitor(door, os.geteuid()) as (theirs, process):
+        process.communicate()
+        speaker = Speaker(theirs, process.pid)
+        assert hear(speaker, theirs) is None
+        speaker.close()
+
+
+def test_descriptors_beside_what_is_said_are_seen_and_not_taken(door: socket.socket) -> None:
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.connect(door.getsockname())
+        theirs, _ = door.accept()
+        with theirs:
+            speaker = Speaker(theirs, os.getpid())
+            socket.send_fds(ours, [b"me"], [0])
+            _, control, flags, _ = theirs.recvmsg(100, ROOM, socket.MSG_PEEK)
+            assert flags & socket.MSG_CTRUNC
+            assert [kind for _, kind, _ in control] == [socket.SCM_CREDENTIALS]
+            speaker.close()

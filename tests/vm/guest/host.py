@@ -31,7 +31,6 @@ USER, ADMIN = "/run/leased/io.leased", "/run/leased/io.leased.admin"
 CGROUP = Path("/sys/fs/cgroup/leased.slice/leased-cgroup.service")
 NODES = Path("/sys/devices/system/node")
 S = 1_000_000_000
-SO_PEERPIDFD = 77
 HANGS_S = 180.0
 """Whoever has not answered by then hangs."""
 
@@ -63,32 +62,23 @@ class Connection:
         self.socket.connect(path)
         self.fds: list[int] = []
         self._read = b""
+        # Before Linux 6.5 the agent knows us by what we say after its first answer.
+        self._call("org.varlink.service.GetInfo", {})
 
-    def tell(self, method: str, /, *, prove: bool = False, **parameters: Any) -> None:
-        """A call whose reply nobody waits for. `prove` sends our pidfd along, where the kernel is
-        older than 6.5: elsewhere none is taken."""
-        frame = json.dumps({"method": f"io.leased.{method}", "parameters": parameters}).encode()
-        rights = []
-        prove = prove and not self._is_named()
-        if prove:
-            pidfd = os.pidfd_open(os.getpid())
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))]
-        self.socket.sendmsg([frame + b"\0"], rights)
-        if prove:
-            os.close(pidfd)
+    def tell(self, method: str, /, **parameters: Any) -> None:
+        """A call whose reply nobody waits for."""
+        self._send(f"io.leased.{method}", parameters)
 
-    def _is_named(self) -> bool:
-        """Whether the kernel says to our peer who we are."""
-        try:
-            raw = self.socket.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
-        except OSError:
-            return False
-        os.close(int.from_bytes(raw, "little", signed=True))
-        return True
-
-    def call(self, method: str, /, *, prove: bool = False, **parameters: Any) -> dict[str, Any]:
+    def call(self, method: str, /, **parameters: Any) -> dict[str, Any]:
         """One call, its reply's parameters. Raises Failed."""
-        self.tell(method, prove=prove, **parameters)
+        return self._call(f"io.leased.{method}", parameters)
+
+    def _send(self, method: str, parameters: dict[str, Any]) -> None:
+        frame = json.dumps({"method": method, "parameters": parameters}).encode()
+        self.socket.sendall(frame + b"\0")
+
+    def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        self._send(method, parameters)
         self.fds = []
         while b"\0" not in self._read:
             data, ancillary, _, _ = self.socket.recvmsg(1 << 16, socket.CMSG_SPACE(64 * 4))
@@ -107,9 +97,7 @@ class Connection:
     def acquire(self, *asks: dict[str, Any], ttl_s: float = 60, **more: Any) -> dict[str, Any]:
         """A lease: the reply of Acquire."""
         resources = list(asks)
-        return self.call(
-            "Lease.Acquire", prove=True, resources=resources, ttl_ns=int(ttl_s * S), **more
-        )
+        return self.call("Lease.Acquire", resources=resources, ttl_ns=int(ttl_s * S), **more)
 
     def close_fds(self) -> None:
         """Let go of what came with the last reply."""

@@ -237,7 +237,7 @@ def main(order: dict[str, Any]) -> None:
     granted = connection.acquire(*order["asks"], ttl_s=120, bind="cgroup")
     lease_id = granted["lease"]["lease_id"]
     connection.close_fds()
-    joined = connection.call("Lease.Join", prove=True, lease_id=lease_id)
+    joined = connection.call("Lease.Join", lease_id=lease_id)
     purposes = [fd["purpose"] for fd in joined["fds"]]
     fd = connection.fds[purposes.index("memory")]
     facts = {"lease_id": lease_id, "pid": os.getpid()}

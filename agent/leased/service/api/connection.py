@@ -2,9 +2,9 @@
 """A connection: one accepted socket with its conversation, and everything that ends with it.
 
 Rule: it belongs to the peer that the kernel named when it was accepted; its descriptors are closed
-with it, whoever they were meant for, and those that it sent by `disposal`. Of users only pidfds are
-taken, and none where the kernel names them (decision 0098). What cannot be sent at once waits, at
-most one message per call that may be unanswered, and the connection notes since when.
+with it, whoever they were meant for, and those that it sent by `disposal`. Users' are not taken
+(decisions 0098 and 0235). What cannot be sent at once waits, at most one message per call that may
+be unanswered, and the connection notes since when.
 
 Does not wait for anything and does not know what a call means: `Keeper` reads and writes it when
 the socket is ready.
@@ -25,10 +25,11 @@ import trio
 from leased.hardware.descriptors import close_all, taken
 from leased.ports import Clock
 from leased.service.api import peers
-from leased.service.api.disposal import OWED_MAX, Disposal, is_pidfd
+from leased.service.api.disposal import OWED_MAX, Disposal
 from leased.service.api.outbox import Outbox
 from leased.service.api.receiving import READ_BYTES, SAW_FDS
 from leased.service.api.sending import Letter, send_many
+from leased.service.api.speaker import ROOM, Speaker
 from leased.service.batch import Deliver
 from leased.service.holders import Holders
 from leased.terms.command import Caller
@@ -39,14 +40,15 @@ FDS_MAX = 16
 _FDS_SENT_MAX = 253
 """Of one message, by the kernel. There is room for all of them: what does not fit is closed by who
 reads."""
-_ANCILLARY_BYTES = socket.CMSG_SPACE(_FDS_SENT_MAX * 4)
+_ANCILLARY_BYTES = ROOM + socket.CMSG_SPACE(_FDS_SENT_MAX * 4)
 # As numbers: each `|` of two of the module's flags makes an object of an enumeration.
 SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _READ_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_LOOK_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
 _TRUNCATED = int(socket.MSG_CTRUNC)
 _READ = memoryview(bytearray(READ_BYTES))
 _INTO = (_READ,)
-"""Every read with descriptors goes here and is copied out."""
+"""Every read of one connection alone goes here and is copied out."""
 Calls = list[tuple[Call, list[int]]]
 """Each with the descriptors that are its own."""
 
@@ -84,7 +86,7 @@ class Connection:
         "_owned_fds",
         "_received_fds",
         "_scopes",
-        "takes_fds",
+        "_speaker",
         "_unfinished",
         "_unsent",
         "caller",
@@ -94,6 +96,7 @@ class Connection:
         "enrolled",
         "gone",
         "pidfd",
+        "reads_alone",
         "sock",
         "stalled_ns",
         "waiting",
@@ -106,8 +109,9 @@ class Connection:
         self.sock = sock
         self.caller = caller
         self.conversation = conversation
-        self.pidfd: int | None = peers.peer_pidfd(sock)
-        self.takes_fds = caller.operator or not keeper.names_peers
+        self.pidfd: int | None = peers.peer_pidfd(sock) if keeper.names_peers else None
+        self._speaker = None if keeper.names_peers else Speaker(sock, caller.pid)
+        self.reads_alone = caller.operator or not keeper.names_peers
         self._scopes: set[trio.CancelScope] = set()
         self.enrolled = False
         self._known = True
@@ -122,12 +126,8 @@ class Connection:
         self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
         self._moved: trio.Event | None = None
 
-    def prove(self, sent: int | None) -> None:
-        """Make sure that the peer's process is proven by a pidfd; `sent` is the one it sent. Raises
-        PermissionDenied."""
-        if self.pidfd is None and sent is not None:
-            peers.check_sent_pidfd(sent, self.caller)
-            self.pidfd = os.dup(sent)
+    def enrol(self) -> None:
+        """Have the peer's process watched, if a pidfd proves it."""
         if self.pidfd is not None and not self.enrolled:
             self.enrolled = self._keeper.holders.enrol(self.caller.pid, self.pidfd)
             self._known = self.enrolled
@@ -259,8 +259,11 @@ class Connection:
         return False
 
     def read(self, *, gone: bool) -> Calls:
-        """Read once, descriptors with it: the calls that are complete, each with its own. At the
-        end a peer that is `gone` is closed; one that only sends no more has its answers first."""
+        """Read once, an operator's descriptors with it: the calls that are complete, each with its
+        own. At the end a peer that is `gone` is closed; one that only sends no more has its answers
+        first."""
+        if not self.caller.operator:
+            return self.receive(self._receive_words(), gone=gone)
         self.gone = gone
         try:
             length, count, flags = self._receive()
@@ -274,13 +277,13 @@ class Connection:
         return self._take_in(bytes(_READ[:length]), count, gone=gone)
 
     def receive(self, received: bytes | int, *, gone: bool) -> Calls:
-        """As `read`, for what `receive_many` read."""
+        """Take in what `receive_many` read."""
         self.gone = gone
         if isinstance(received, bytes):
             return self._take_in(received, 0, gone=gone)
         if received == SAW_FDS:
             # The connection ends with them unread: what never became ours nobody has to close.
-            self.conversation.break_off("descriptors are not taken: the kernel says who asks")
+            self.conversation.break_off("descriptors are not taken")
             self.flush()
         if received != -errno.EAGAIN:
             self._keeper.close(self)
@@ -295,7 +298,7 @@ class Connection:
         unfinished = conversation.unfinished
         if unfinished != self._unfinished:
             self._allot(unfinished)
-        shared = self._share_out(calls) if self.takes_fds else [(call, []) for call in calls]
+        shared = self._share_out(calls) if self.caller.operator else [(call, []) for call in calls]
         if conversation.fault is not None or not calls:
             self.flush()
         return shared
@@ -326,17 +329,31 @@ class Connection:
         length, control, flags, _ = self.sock.recvmsg_into(_INTO, _ANCILLARY_BYTES, _READ_FLAGS)
         if not control:
             return length, 0, flags
+        self._hear(length, control)
         received = taken(control)
-        if not self.caller.operator and not all(map(is_pidfd, received)):
-            # Here they would be closed last by us whenever we are killed, for as long as the call
-            # that they came with is not whole.
-            self.dispose(received)
-            self.conversation.break_off("descriptors are not taken, but a pidfd of who asks")
-            return length, 0, flags
         self._received_fds += received
         if len(received) > FDS_MAX or self._keeper.disposal.owed(self.caller.uid) >= OWED_MAX:
             flags |= _TRUNCATED
         return length, len(received), flags
+
+    def _receive_words(self) -> bytes | int:
+        """As `receive_many` does it, and tells who said it."""
+        try:
+            seen, control, flags, _ = self.sock.recvmsg_into(_INTO, ROOM, _LOOK_FLAGS)
+            if flags & _TRUNCATED:
+                return SAW_FDS
+            length = self.sock.recv_into(_READ, seen, socket.MSG_DONTWAIT) if seen else 0
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        self._hear(length, control)
+        return bytes(_READ[:length])
+
+    def _hear(self, length: int, control: Iterable[tuple[int, int, bytes]]) -> None:
+        if self._speaker is not None:
+            self.pidfd = self._speaker.hear(length, control)
+            if self.pidfd is not None:
+                self._speaker = None
+                self.reads_alone = self.caller.operator
 
     def _allot(self, wanted: int) -> None:
         if self.caller.operator or self._keeper.allot(self.caller.uid, self._unfinished, wanted):
@@ -367,6 +384,8 @@ class Connection:
             self._allot(0)
         close_all(self._owned_fds)
         self._owned_fds.clear()
+        if self._speaker is not None:
+            self._speaker.close()
         if self.pidfd is not None:
             if self.enrolled:
                 self._keeper.holders.dismiss(self.caller.pid)

@@ -118,7 +118,7 @@ class Dispatcher:
                 self._begin_command(connection, call)
                 return
             if asked in _BOUND and not connection.enrolled:
-                connection.prove(fds[0] if fds else None)
+                connection.enrol()
             task = self._tasks.get(asked)
             if task is not None:
                 assert self._nursery is not None

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-from leased.service.api import peers
 from leased.service.config import Config
 from leased.service.lifeline import ADMIN_SOCKET, USER_SOCKET
 from leased.terms.errors import StateError
@@ -44,7 +43,7 @@ def open_doors(config: Config, handed: Mapping[str, Sequence[int]], version: str
     ):
         fds = handed.get(name, ())
         sockets = [socket.socket(fileno=fd) for fd in fds] if fds else [_bind(path, mode)]
-        if not operator and peers.are_named():
+        if not operator:
             for sock in sockets:
                 refuse_descriptors(sock)
         doors.extend((sock, service, operator) for sock in sockets)

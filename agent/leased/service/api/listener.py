@@ -162,7 +162,7 @@ class Listener:
             if connection.closed or not mask & ~select.EPOLLOUT:
                 continue
             gone = bool(mask & GONE)
-            if connection.takes_fds:
+            if connection.reads_alone:
                 self._begin(connection, connection.read(gone=gone))
             else:
                 several.append((connection, gone))

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peers: who is at the other end of a local connection, by the kernel's word alone.
 
-Rule: uid and gid come from SO_PEERCRED, the process from SO_PEERPIDFD (Linux 6.5 and later). Where
-the kernel lacks it the client sends its own pidfd by SCM_RIGHTS, and it counts only if the kernel
-says that it names the SO_PEERCRED pid and that process is still alive; there is no silent fallback
-to the bare number. Nothing of this is ever read from JSON.
+Rule: uid and gid come from SO_PEERCRED, the process from SO_PEERPIDFD (Linux 6.5 and later), else
+from what it says (`speaker`); there is no silent fallback to the bare number. Nothing of this is
+ever read from JSON.
 
 Which uid or gid is which tenant is configuration (`config.tenant_of`). Does not authorise: methods
 do.
@@ -13,7 +12,6 @@ do.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import socket
@@ -32,7 +30,9 @@ PIDFD_THREAD = os.O_EXCL
 then on a signal by it reaches nobody."""
 
 _GROUPS_BYTES_MAX = 1024
-_UCRED = struct.Struct("iII")
+UCRED = struct.Struct("iII")
+"""struct ucred: pid, uid, gid."""
+
 _CAP_SYS_ADMIN = 1 << 21
 
 
@@ -42,8 +42,8 @@ TenantOf = Callable[[int, tuple[int, ...]], TenantId | None]
 
 def identify(sock: socket.socket, *, tenant_of: TenantOf, operator: bool) -> Caller:
     """The caller behind a connected AF_UNIX socket. Raises PermissionDenied for a stranger."""
-    pid, uid, gid = _UCRED.unpack(
-        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, gid = UCRED.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
     )
     tenant = tenant_of(uid, (gid, *_supplementary_groups(sock)))
     if tenant is None:
@@ -62,8 +62,8 @@ def identify(sock: socket.socket, *, tenant_of: TenantOf, operator: bool) -> Cal
 
 def uid_of(sock: socket.socket) -> int:
     """Whose process connected."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return int(_UCRED.unpack(credentials)[1])
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+    return int(UCRED.unpack(credentials)[1])
 
 
 def peer_pidfd(sock: socket.socket) -> int | None:
@@ -85,22 +85,6 @@ def are_named() -> bool:
     if pidfd is not None:
         os.close(pidfd)
     return pidfd is not None
-
-
-def check_sent_pidfd(pidfd: int, caller: Caller) -> None:
-    """Accept a pidfd that the client sent only as what it claims to be. Raises PermissionDenied."""
-    try:
-        with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
-            fields = dict(line.rstrip("\n").split(":\t", 1) for line in info if ":\t" in line)
-    except OSError as error:
-        raise PermissionDenied(f"the pidfd sent cannot be examined: {error.strerror}") from error
-    if fields.get("Pid") != str(caller.pid):
-        raise PermissionDenied("the descriptor sent is not a pidfd of the calling process")
-    if fcntl.fcntl(pidfd, fcntl.F_GETFL) & PIDFD_THREAD:
-        raise PermissionDenied("the pidfd sent is of one thread, and not of the process")
-    # A readable pidfd is a dead process, whose number may already be someone else's.
-    if has_exited(pidfd):
-        raise PermissionDenied("the calling process has exited")
 
 
 def has_exited(pidfd: int) -> bool:
