@@ -308,15 +308,17 @@ async def test_a_descriptor_goes_with_its_own_call(tmp_path: Path) -> None:
         assert house.host.devices.adoptions.moved == [(lease, os.getpid())]
 
 
+@pytest.mark.parametrize("named", [True, False])
 @pytest.mark.autojump
-async def test_connections_leave_nothing_behind(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
+async def test_connections_leave_nothing_behind(named: bool, tmp_path: Path) -> None:
+    async with open_house(tmp_path, names_peers=named) as house:
         await house.visit().call("Lease.List")
         await trio.sleep(1)
         before = descriptors()
         for number in range(20):
             me = house.visit()
             if number % 4 == 1:
+                await me.call("Lease.List")  # who says something is known, on any kernel
                 await me.call("Lease.Acquire", resources=memory(), bind="process", ttl_ns=10**9)
             elif number % 4 == 2:
                 await me.ask("Lease.Watch", more=True)
