@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Processes, cgroups and memfds by an identity that outlives our descriptors: pid and start time,
- * path and inode.
+ * Processes, cgroups and memfds by an identity that outlives our descriptors: pid and the number of
+ * its pidfd's file, or start time; path and inode.
  *
  * Rule: a number alone names nothing; what is reopened by name is compared before it is used.
  * Nothing here trusts that a descriptor is what its sender says.
