@@ -332,7 +332,8 @@ class Connection:
         self._hear(length, control)
         received = taken(control)
         self._received_fds += received
-        if len(received) > FDS_MAX or self._keeper.disposal.owed(self.caller.uid) >= OWED_MAX:
+        owes_enough = received and self._keeper.disposal.owed(self.caller.uid) >= OWED_MAX
+        if len(received) > FDS_MAX or owes_enough:
             flags |= _TRUNCATED
         return length, len(received), flags
 
