@@ -53,6 +53,8 @@ def main() -> None:
             continue  # reserved by the C library
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(path)
+    # Before Linux 6.5 the agent knows us by what we say after its first answer.
+    call(sock, "org.varlink.service.GetInfo", {})
     asked = {
         "resources": [{"kind": "mem", "capacity": int(size), "page_size": 4096}],
         "ttl_ns": int(ttl_ms) * 1_000_000,
