@@ -23,7 +23,8 @@ import trio
 
 from leased.hardware.calls import Answer, Batch, Call, Failed, Result, Scrub, Task
 from leased.hardware.config import EscapeePolicy, HardwareConfig
-from leased.hardware.occupants import read_by, start_time
+from leased.hardware.occupants import read_by
+from leased.hardware.procfs import start_time
 from leased.hardware.scrubbing import PASS_BUDGET_NS, PASSES_MAX
 from leased.hardware.starting import STARTING_NS, Child, Starter
 from leased.hardware.worker import MESSAGE_BYTES_MAX, receive_answers, result_of, send, task

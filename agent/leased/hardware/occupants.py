@@ -7,7 +7,7 @@ One pass over /proc answers for many inodes at once. Nobody is killed by number:
 opened first, then the process is examined again through it. A tracer that holds a killed process
 at its exit reads its memory, so it goes as well. Any user may have a process whose mappings take a
 gigabyte to tell (a few MB of the kernel's memory): those are looked at one by one, without their
-paths. Who took the longest when there was no time left is named.
+paths. Nobody is waited for who hangs in an exec (`passes`).
 
 Sees descriptors, mappings and registered files, of threads with descriptors of
 their own too. Does not see descriptors in flight nor pinned pages: `exclusion` and the pools'
@@ -22,18 +22,25 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 
 import msgspec
 
 from leased.hardware import verbs
+from leased.hardware.execs import is_memfd, kept_by, registered_in
+from leased.hardware.instant import now_ns
+from leased.hardware.passes import Way, ask_each, everybody
+from leased.hardware.procfs import GONE, birth_of, lines_or_none, listed
 from leased.terms.errors import DeviceError
 
 _MEMFD = b"memfd:"
 RING = "anon_inode:[io_uring]"
 TRACER_NS = 500_000_000
 """A tracer that lets a killed process go at all does it in no time."""
+
+KILL_LOOK_NS = 5_000_000_000
+"""For looking once more at those who are to be killed."""
 
 TABLES_MAX = 4
 """A thread is compared with so many of those before it, and looked at if it is like none."""
@@ -43,10 +50,6 @@ MAPS_BYTES_MAX = 16 << 20
 thousand libraries takes a hundredth."""
 
 _CHUNK_BYTES = 64 << 10
-
-GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-
-_CAP_SYS_PTRACE = 1 << 19
 
 Inode = tuple[int, int]
 
@@ -59,68 +62,10 @@ class Sought(msgspec.Struct, frozen=True):
 
 
 class Occupant(msgspec.Struct, frozen=True):
-    """A process as one pass saw it. `started` (field 22 of its stat) makes the pid an identity."""
+    """A process as one pass saw it. `birth` makes the pid an identity (`procfs.birth_of`)."""
 
     pid: int
-    started: int
-
-
-def start_time(pid: int) -> int | None:
-    """When the process started, in the kernel's ticks since boot; None if there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError):
-        return None
-
-
-def processes(verb: str, exempt: Mapping[int, int], deadline_ns: int) -> Iterator[int]:
-    """Every process of the host but the `exempt`, to be looked at now.
-
-    Raises DeviceError(EPERM) where the kernel does not let us see what one has, or (without
-    CAP_SYS_PTRACE, where /proc hides others) who there is: to find nobody there proves nothing.
-    ETIMEDOUT when the host was not seen to its end by `deadline_ns`.
-    """
-    status = read_or_empty("/proc/self/status")
-    capable = int(status.partition(b"CapEff:")[2].split()[0], 16)
-    if not capable & _CAP_SYS_PTRACE:
-        raise DeviceError(verb, errno.EPERM, "without CAP_SYS_PTRACE who has it is not seen")
-    looked_at, longest = (0, 0), (0, 0)
-    for entry in os.listdir("/proc"):
-        if not entry.isdecimal():
-            continue
-        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        longest = max(longest, (now_ns - looked_at[0], looked_at[1])) if looked_at[1] else longest
-        if now_ns > deadline_ns:
-            raise DeviceError(verb, errno.ETIMEDOUT, _name_the_longest(*longest))
-        pid = int(entry)
-        looked_at = (now_ns, pid)
-        if pid in exempt and exempt[pid] == start_time(pid):
-            continue
-        demand_sight(verb, pid)
-        yield pid
-
-
-def _name_the_longest(spent_ns: int, pid: int) -> str:
-    detail = "too many descriptors to look at"
-    with contextlib.suppress(OSError):
-        uid = os.stat(f"/proc/{pid}").st_uid
-        detail += f": process {pid} of uid {uid} alone took {spent_ns // 1_000_000} ms"
-    return detail
-
-
-def demand_sight(verb: str, pid: int) -> None:
-    """Raises DeviceError(EPERM) where a process is there and may not be looked at. Of one that is
-    gone the kernel says EACCES as well; the first is the host itself, and some sandboxes hide it.
-    """
-    try:
-        os.readlink(f"/proc/{pid}/exe")
-    except PermissionError as error:
-        if pid != 1 and os.path.exists(f"/proc/{pid}"):
-            detail = f"what process {pid} has may not be looked at"
-            raise DeviceError(verb, errno.EPERM, detail) from error
-    except OSError:
-        pass  # gone, or a thread of the kernel's
+    birth: int
 
 
 def scan(
@@ -131,15 +76,16 @@ def scan(
     Raises DeviceError when /proc could not be read to its end by `deadline_ns` (CLOCK_BOOTTIME),
     or not all of it: an answer for half the host is none.
     """
-    names = {one.name.encode("ascii"): one.inode for one in sought}
-    inodes = frozenset(names.values())
+    way = _Search(sought)
+    told = ask_each(
+        "occupant_scan", way, everybody("occupant_scan"), exempt=exempt, deadline_ns=deadline_ns
+    )
     seen: dict[Inode, list[Occupant]] = {}
-    for pid in processes("occupant_scan", exempt, deadline_ns):
-        found = _examine(pid, inodes, names)
-        started = start_time(pid) if found else None
-        if started is not None:
+    for pid, found in told.items():
+        birth = birth_of(pid) if found else None
+        if birth is not None:
             for inode in found:
-                seen.setdefault(inode, []).append(Occupant(pid, started))
+                seen.setdefault(inode, []).append(Occupant(pid, birth))
     return seen
 
 
@@ -147,18 +93,14 @@ def evict(
     occupants: Iterable[Occupant], sought: Iterable[Sought], *, budget_ns: int
 ) -> tuple[int, int]:
     """Kill each occupant that still is one; (processes killed, processes that would not die)."""
-    names = {one.name.encode("ascii"): one.inode for one in sought}
-    inodes = frozenset(names.values())
-    return kill_those(
-        occupants, lambda pid: bool(_examine(pid, inodes, names)), budget_ns=budget_ns
-    )
+    return kill_those(occupants, _Search(sought), budget_ns=budget_ns)
 
 
 def kill_those(
-    occupants: Iterable[Occupant], still: Callable[[int], bool], *, budget_ns: int
+    occupants: Iterable[Occupant], way: Way[Collection[object]], *, budget_ns: int
 ) -> tuple[int, int]:
-    """Kill each process of which `still` is true when it is pinned; (killed, would not die)."""
-    dying: dict[int, int] = {}
+    """Kill each process that has something still when it is pinned; (killed, would not die)."""
+    pinned: dict[int, int] = {}
     with contextlib.ExitStack() as stack:
         for occupant in sorted(frozenset(occupants), key=lambda one: one.pid):
             try:
@@ -167,13 +109,15 @@ def kill_those(
                 continue
             stack.callback(os.close, pidfd)
             # The pidfd pins the number: what is examined now is what will be killed.
-            if start_time(occupant.pid) != occupant.started:
-                continue
-            if not still(occupant.pid):
-                continue
+            if birth_of(occupant.pid) == occupant.birth:
+                pinned[occupant.pid] = pidfd
+        still = ask_each(
+            "occupant_kill", way, pinned, exempt={}, deadline_ns=now_ns() + KILL_LOOK_NS
+        )
+        dying = {pinned[pid]: pid for pid, found in still.items() if found}
+        for pidfd in dying:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            dying[pidfd] = occupant.pid
         left = _left(dying, min(budget_ns, TRACER_NS))
         if left and budget_ns > TRACER_NS:
             for pid in left.values():
@@ -215,13 +159,27 @@ def _left(dying: Mapping[int, int], budget_ns: int) -> dict[int, int]:
     return {pidfd: pid for pidfd, pid in left.items() if not verbs.is_over(pid)}
 
 
-def _examine(pid: int, inodes: frozenset[Inode], names: Mapping[bytes, Inode]) -> frozenset[Inode]:
-    """Which of the inodes the process has, by descriptor, mapping or registration."""
-    found: set[Inode] = set()
-    for task in tables(pid):
-        found.update(_by_descriptor(task, inodes, names))
-    found.update(_by_mapping(*memory_of(pid), inodes))
-    return frozenset(found)
+class _Search:
+    """Which of the inodes a process has, by descriptor, mapping or registration."""
+
+    def __init__(self, sought: Iterable[Sought]) -> None:
+        self._names = {one.name.encode("ascii"): one.inode for one in sought}
+        self._inodes = frozenset(self._names.values())
+
+    def look(self, pid: int) -> frozenset[Inode]:
+        found: set[Inode] = set()
+        for task in tables(pid):
+            found.update(_by_descriptor(task, self._inodes, self._names))
+        found.update(_by_mapping(*memory_of(pid), self._inodes))
+        return frozenset(found)
+
+    def glimpse(self, pid: int) -> frozenset[Inode]:
+        found: set[Inode] = set()
+        for one in kept_by(pid):
+            found.update(inode for inode in self._inodes if is_memfd(one, *inode))
+            if one.ring:
+                found.update(_named_in(registered_in(pid, one), self._names))
+        return frozenset(found)
 
 
 def tables(pid: int) -> Iterator[str]:
@@ -247,15 +205,15 @@ def _by_descriptor(
                 if (status.st_dev, status.st_ino) in inodes:
                     yield status.st_dev, status.st_ino
             elif target == RING:
-                yield from _registered(f"{task}/fdinfo/{number}", names)
+                yield from _named_in(lines_or_none(f"{task}/fdinfo/{number}"), names)
         except OSError as error:
             # No memfd and no io_uring has a name of more than a page.
             if error.errno not in (*GONE, errno.ENAMETOOLONG):
                 raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error
 
 
-def _registered(path: str, names: Mapping[bytes, Inode]) -> Iterator[Inode]:
-    for line in lines_or_none(path):
+def _named_in(told: Iterable[bytes], names: Mapping[bytes, Inode]) -> Iterator[Inode]:
+    for line in told:
         _, found, rest = line.partition(_MEMFD)
         if found:
             # "/memfd:NAME\\040(deleted)", the space escaped; up to 6.1 only "memfd:NAME".
@@ -310,14 +268,6 @@ def read_by(pid: int) -> str:
     return ""
 
 
-def cgroup_of(pid: int) -> str:
-    """Where a process is in the v2 tree; "" where it is gone. A name there, and of v1's trees on
-    lines before it, may have anything but a newline in it."""
-    lines = read_or_empty(f"/proc/{pid}/cgroup").split(b"\n")
-    home = next((line[3:] for line in lines if line.startswith(b"0::")), b"")
-    return home.decode("utf-8", "replace")
-
-
 def memory_of(pid: int) -> tuple[str, Iterator[bytes | None]]:
     """Where a process's mappings are told, and what is told (`mappings`): at its leader, or where
     that has exited at another thread, which /proc knows by number, though it does not list it. All
@@ -354,35 +304,3 @@ def mappings(process: str) -> Iterator[bytes | None]:
 def mapped_files(process: str) -> Iterator[str]:
     """A path to each file that a process has mapped, once for each mapping. Raises DeviceError."""
     return (f"{process}/map_files/{name}" for name in listed(f"{process}/map_files"))
-
-
-def listed(path: str) -> list[str]:
-    """What a directory of /proc lists; nothing where the process is gone. Raises DeviceError."""
-    try:
-        return os.listdir(path)
-    except OSError as error:
-        if error.errno in GONE:
-            return []
-        raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error
-
-
-def lines_or_none(path: str) -> Iterator[bytes]:
-    """The lines of a file of /proc one by one, for they may be a million; none where the process is
-    gone. Raises DeviceError."""
-    try:
-        with open(path, "rb") as file:
-            yield from file
-    except OSError as error:
-        if error.errno not in GONE:
-            raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error
-
-
-def read_or_empty(path: str) -> bytes:
-    """A file of /proc; nothing where the process is gone. Raises DeviceError."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
-    except OSError as error:
-        if error.errno in GONE:
-            return b""
-        raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error

@@ -16,23 +16,21 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
-from leased.hardware.occupants import (
+from leased.hardware.execs import Kept, devices_among, doubt, kept_by, registered_in
+from leased.hardware.occupants import Occupant, kill_those, mapped_files, memory_of, tables
+from leased.hardware.passes import ask_each, everybody
+from leased.hardware.procfs import (
     GONE,
-    Occupant,
+    birth_of,
     cgroup_of,
-    kill_those,
     lines_or_none,
     listed,
-    mapped_files,
-    memory_of,
-    processes,
+    parent_of,
     read_or_empty,
-    start_time,
-    tables,
 )
 from leased.hardware.verbs import (
     block_device,
@@ -62,7 +60,7 @@ class Opener(msgspec.Struct, frozen=True, array_like=True):
     it is in the v2 tree, `parent` who started it."""
 
     pid: int
-    started: int
+    birth: int
     node: Node
     via: str
     uid: int = -1
@@ -73,7 +71,7 @@ class Opener(msgspec.Struct, frozen=True, array_like=True):
     @property
     def occupant(self) -> Occupant:
         """The process itself."""
-        return Occupant(self.pid, self.started)
+        return Occupant(self.pid, self.birth)
 
 
 class Sought(msgspec.Struct, frozen=True, array_like=True):
@@ -91,28 +89,25 @@ def scan(sought: Sought, *, exempt: Mapping[int, int], deadline_ns: int) -> tupl
     Raises DeviceError when /proc could not be read to its end by `deadline_ns` (CLOCK_BOOTTIME),
     or not all of it: an answer for half the host is none.
     """
-    look = _Look(sought)
+    told = ask_each(
+        "opener_scan",
+        _Look(sought),
+        everybody("opener_scan"),
+        exempt=exempt,
+        deadline_ns=deadline_ns,
+    )
     seen: list[Opener] = []
-    for pid in processes("opener_scan", exempt, deadline_ns):
-        try:
-            found = look.at(pid)
-        except DeviceError as error:
-            uid, name, *_ = _describe(pid)
-            detail = f"{error.detail} of {name!r}, uid {uid}"
-            raise DeviceError(error.verb, error.errno, detail) from error
-        started = start_time(pid) if found else None
-        if started is not None:
+    for pid, found in told.items():
+        birth = birth_of(pid) if found else None
+        if birth is not None:
             described = _describe(pid)
-            seen += [Opener(pid, started, node, via, *described) for node, via in found]
+            seen += [Opener(pid, birth, node, via, *described) for node, via in found]
     return tuple(sorted(seen, key=lambda one: (one.pid, one.node)))
 
 
 def evict(openers: Iterable[Opener], sought: Sought, *, budget_ns: int) -> tuple[int, int]:
     """Kill each opener that still is one; (processes killed, processes that would not die)."""
-    look = _Look(sought)
-    return kill_those(
-        [one.occupant for one in openers], lambda pid: bool(look.at(pid)), budget_ns=budget_ns
-    )
+    return kill_those([one.occupant for one in openers], _Look(sought), budget_ns=budget_ns)
 
 
 class _Look:
@@ -122,18 +117,54 @@ class _Look:
         self._nodes = frozenset(sought.nodes)
         self._names = frozenset(name.encode() for name in sought.names)
         self._mapped: dict[bytes, Node | None] = {}
+        self._block = sought.block
         self._number = block_device if sought.block else char_device
         self._search = make_search(sought.nodes, block=sought.block)
 
-    def at(self, pid: int) -> list[tuple[Node, str]]:
+    def look(self, pid: int) -> list[tuple[Node, str]]:
         """The nodes that a process has, each once, and how."""
+        return self._naming(pid, self._had)
+
+    def glimpse(self, pid: int) -> list[tuple[Node, str]]:
+        """The same, of a bare one."""
+        return self._naming(pid, self._kept)
+
+    def _naming(
+        self, pid: int, ways: Callable[[int], Iterator[tuple[Node, str]]]
+    ) -> list[tuple[Node, str]]:
         found: dict[Node, str] = {}
-        for task in tables(pid):
-            for node, via in self._by_descriptor(pid, task):
+        try:
+            for node, via in ways(pid):
                 found.setdefault(node, via)
-        for node in self._by_mapping(*memory_of(pid)):
-            found.setdefault(node, "map")
+        except DeviceError as error:
+            uid, name, *_ = _describe(pid)
+            detail = f"{error.detail} of {name!r}, uid {uid}"
+            raise DeviceError(error.verb, error.errno, detail) from error
         return sorted(found.items())
+
+    def _had(self, pid: int) -> Iterator[tuple[Node, str]]:
+        for task in tables(pid):
+            yield from self._by_descriptor(pid, task)
+        for node in self._by_mapping(*memory_of(pid)):
+            yield node, "map"
+
+    def _kept(self, pid: int) -> Iterator[tuple[Node, str]]:
+        kept = list(kept_by(pid))
+        for node in devices_among(pid, kept, block=self._block):
+            if node in self._nodes:
+                yield node, "fd"
+        for one in kept:
+            if one.ring:
+                yield from ((node, "ring") for node in self._known_in(pid, one))
+
+    def _known_in(self, pid: int, ring: Kept) -> Iterator[Node]:
+        """Where its name leads would have to be asked of the process."""
+        for line in registered_in(pid, ring):
+            _, _, name = line.strip().partition(b": ")
+            if name.rpartition(b"/")[2] in self._names:
+                yield min(self._nodes)
+            elif name.startswith(b"/") and not name.startswith(b"/memfd:"):
+                raise doubt(pid, ring.number)
 
     def _by_descriptor(self, pid: int, task: str) -> Iterator[tuple[Node, str]]:
         try:
@@ -228,5 +259,4 @@ def _describe(pid: int) -> tuple[int, str, str, int]:
     except OSError:
         uid = -1
     name = read_or_empty(f"/proc/{pid}/comm")[:_COMM_BYTES_MAX].decode("utf-8", "replace")
-    fields = read_or_empty(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-    return uid, name.strip(), cgroup_of(pid), int(fields[1]) if len(fields) > 1 else 0
+    return uid, name.strip(), cgroup_of(pid), parent_of(pid)

@@ -22,10 +22,12 @@ from typing import Protocol
 
 from leased.hardware import exclusion, occupants, parallel, verbs
 from leased.hardware.calls import Batch, Cleaned, Counted, Pool, Scrub
+from leased.hardware.execs import is_bare
 from leased.hardware.failure import tell_failure
 from leased.hardware.instant import now_ns
 from leased.hardware.memory import read_charge, read_pool
 from leased.hardware.occupants import Inode, Occupant, Sought
+from leased.hardware.procfs import start_time
 from leased.terms.errors import DeviceError
 from leased.terms.teardown import StepReport, TeardownStep
 
@@ -96,7 +98,7 @@ def _clear_out(
 ) -> None:
     """Find and kill until two passes in a row find nobody: one pass is not atomic."""
     sought = [one.sought for one in suspects]
-    exempt = {**dict(batch.exempt), os.getpid(): occupants.start_time(os.getpid()) or 0}
+    exempt = {**dict(batch.exempt), os.getpid(): start_time(os.getpid()) or 0}
     quiet = 0
     spent_ns, began_ns = 0, clock()
     try:
@@ -143,6 +145,8 @@ def _is_reaper(pid: int, reaper_path: str) -> bool:
         if pid == 1:
             # systemd keeps the reaper's memfds for it (FDSTORE).
             return True
+        if is_bare(pid):
+            return False  # it may hang in an exec, and whoever asks would wait with it
         name = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
         if os.path.basename(name) == REAPER_NAME:
             return True

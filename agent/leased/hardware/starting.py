@@ -27,7 +27,7 @@ import trio
 
 from leased.hardware.descriptors import ONE, close_all, taken
 from leased.hardware.forkserver import BIRTH, MESSAGE_BYTES_MAX, ORDER
-from leased.hardware.occupants import start_time
+from leased.hardware.procfs import start_time
 from leased.hardware.worker import MESSAGE_BYTES_MAX as BATCH_BYTES_MAX
 
 STARTING_NS = 20_000_000_000

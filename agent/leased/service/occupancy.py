@@ -20,8 +20,8 @@ import trio
 
 from leased.hardware import leaves
 from leased.hardware.calls import Pool
-from leased.hardware.occupants import cgroup_of
 from leased.hardware.pieces import NORMAL_PAGE_BYTES, place_of
+from leased.hardware.procfs import cgroup_of
 from leased.hardware.usage.carrying import User
 from leased.ports import Holder
 from leased.service.custody import Custodian

@@ -23,8 +23,9 @@ import pytest
 
 from leased.hardware import occupants
 from leased.hardware.cgroup import home_of
-from leased.hardware.occupants import memory_of, start_time
+from leased.hardware.occupants import memory_of
 from leased.hardware.openers import Opener, Sought, scan
+from leased.hardware.procfs import start_time
 from leased.terms.errors import DeviceError
 from tests.doubles.host import not_proven
 from tests.doubles.stuck_files import stuck_files

@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from leased.hardware import occupants, verbs
-from leased.hardware.occupants import Occupant, kill_those, start_time, tables
+from leased.hardware.occupants import Occupant, kill_those, tables
 from leased.hardware.openers import Sought, evict, scan
+from leased.hardware.passes import ask_each
+from leased.hardware.procfs import birth_of, start_time
 from leased.terms.errors import DeviceError
 from tests.doubles.lingering import parent_of
 from tests.doubles.private_files import mapping_of_private_file
@@ -64,8 +66,8 @@ def test_it_is_found_and_ended_however_it_is_kept(zero: int, trick: str, via: st
 @pytest.mark.parametrize("how", ["thread", "init"])
 def test_a_dead_one_that_nobody_waits_for_is_gone_and_its_parent_lives(how: str) -> None:
     with parent_of(how) as (parent, child):
-        there = [Occupant(child, start_time(child) or 0)]
-        assert kill_those(there, lambda pid: pid == child, budget_ns=2_000_000_000) == (1, 0)
+        there = [Occupant(child, birth_of(child) or 0)]
+        assert kill_those(there, Everything(), budget_ns=2_000_000_000) == (1, 0)
         assert parent.poll() is None
 
 
@@ -145,12 +147,33 @@ def test_mappings_that_take_megabytes_to_tell_are_looked_at_one_by_one(tmp_path:
     assert wide.pid in [one.pid for one in held[device, inode]]
 
 
+class Slow:
+    """A look that takes all the time that there is over this process."""
+
+    def __init__(self, late_ns: int) -> None:
+        self._late_ns = late_ns
+
+    def look(self, pid: int) -> tuple[()]:
+        while pid == os.getpid() and time.clock_gettime_ns(time.CLOCK_BOOTTIME) < self._late_ns:
+            pass
+        return ()
+
+    glimpse = look
+
+
+class Everything:
+    """A look at a process that has what is sought."""
+
+    def look(self, pid: int) -> tuple[int]:
+        return (pid,)
+
+    glimpse = look
+
+
 def test_who_took_the_time_is_named() -> None:
     late_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 50_000_000
     with pytest.raises(DeviceError) as raised:
-        for pid in occupants.processes("look", {}, late_ns):
-            while pid == os.getpid() and time.clock_gettime_ns(time.CLOCK_BOOTTIME) < late_ns:
-                pass
+        ask_each("look", Slow(late_ns), [1, os.getpid(), 1], exempt={}, deadline_ns=late_ns)
     said = f"process {os.getpid()} of uid {os.getuid()} alone took"
     assert said in raised.value.detail
 
@@ -187,7 +210,7 @@ def test_a_users_own_files_refuse_root_and_hide_nobody(tmp_path: Path, mappings:
 
 BLIND = """
 import errno, sys
-from leased.hardware import occupants, openers
+from leased.hardware import occupants, openers, passes
 from leased.terms.errors import DeviceError
 def asked(question):
     try:
@@ -200,8 +223,8 @@ memory = [occupants.Sought((0, 1), "leased-nothing")]
 print(
     asked(lambda: openers.scan(node, exempt={}, deadline_ns=far)),
     asked(lambda: occupants.scan(memory, exempt={}, deadline_ns=far)),
-    asked(lambda: occupants.demand_sight("look", int(sys.argv[1]))),
-    asked(lambda: occupants.demand_sight("look", 1 << 22)),
+    asked(lambda: passes.demand_sight("look", int(sys.argv[1]))),
+    asked(lambda: passes.demand_sight("look", 1 << 22)),
 )
 """
 

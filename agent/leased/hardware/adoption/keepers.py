@@ -21,15 +21,17 @@ import signal
 import time
 from collections.abc import Collection, Iterator
 
-from leased.hardware.occupants import listed, read_or_empty, start_time
+from leased.hardware.execs import is_bare
+from leased.hardware.procfs import birth_of, listed, read_or_empty
 
 _ON_PIPE = re.compile(rb" (?:\w*pipe_(?:read|write|release)|\w*splice\w*)\+")
 _SPLICES = re.compile(rb" \w*do_splice\w*\+")
 
 
 def waits_for_pipe(tid: int) -> bool:
-    """Whether a thread sleeps over a pipe."""
-    return _ON_PIPE.search(read_or_empty(f"/proc/{tid}/stack")) is not None
+    """Whether a thread sleeps over a pipe. One that hangs in an exec does not, and whoever asks for
+    its stack waits with it."""
+    return not is_bare(tid) and _ON_PIPE.search(read_or_empty(f"/proc/{tid}/stack")) is not None
 
 
 def end_keepers(uids: Collection[int], end_ns: int) -> Iterator[tuple[int, int]]:
@@ -53,17 +55,17 @@ def _splices(pid: int, end_ns: int) -> bool:
     return any(
         _SPLICES.search(read_or_empty(f"/proc/{pid}/task/{tid}/stack"))
         for tid in listed(f"/proc/{pid}/task")
-        if time.monotonic_ns() < end_ns
+        if time.monotonic_ns() < end_ns and not is_bare(int(tid))
     )
 
 
 def _end(pid: int, uid: int, end_ns: int) -> bool:
     """Whether it was there to kill: the number is nobody else's meanwhile."""
-    started = start_time(pid)
+    birth = birth_of(pid)
     with contextlib.suppress(OSError):
         pidfd = os.pidfd_open(pid)
         try:
-            if start_time(pid) == started and _uid(pid) == uid and _splices(pid, end_ns):
+            if birth_of(pid) == birth and _uid(pid) == uid and _splices(pid, end_ns):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 return True
         finally:

@@ -29,8 +29,9 @@ from pathlib import Path
 import msgspec
 
 from leased.hardware.adoption.keepers import end_keepers, waits_for_pipe
+from leased.hardware.execs import is_bare
 from leased.hardware.leaves import INSIDE
-from leased.hardware.occupants import listed, read_or_empty
+from leased.hardware.procfs import listed, read_or_empty
 from leased.terms.errors import DeviceError
 
 CONNECTIONS = Path("/sys/fs/fuse/connections")
@@ -215,6 +216,8 @@ def _ends(tid: int) -> bool:
     """Whether it ends, and no driver keeps it there. By what name the kernel waits for a server is
     not asked: for a file that it closes, a page that is written or read, I/O that the process had
     begun, or whoever does one of these beside it."""
+    if is_bare(tid):
+        return False  # it may hang in an exec, and whoever asks would wait with it
     fields = read_or_empty(f"/proc/{tid}/stat").rpartition(b")")[2].split()
     exiting = len(fields) > 6 and int(fields[6]) & _PF_EXITING != 0
     return exiting and not is_in_driver(read_or_empty(f"/proc/{tid}/stack"))

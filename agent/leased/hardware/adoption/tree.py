@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
+from leased.hardware.procfs import parent_of
 from leased.terms.errors import DeviceError
 
 _KERNEL_THREAD = 0x00200000
@@ -75,22 +76,17 @@ def _threads(pid: int) -> list[str]:
 def descendants(root: int, kin: Collection[int] = ()) -> list[Process]:
     """The process and everybody below it, or below one of `kin`, parents first. Empty if all of
     them are gone."""
-    everyone = [look(int(entry)) for entry in os.listdir("/proc") if entry.isdecimal()]
-    by_parent: dict[int, list[Process]] = {}
-    for process in everyone:
-        if process is not None:
-            by_parent.setdefault(process.parent, []).append(process)
-    found = {
-        process.pid: process
-        for process in everyone
-        if process is not None and (process.pid == root or process.pid in kin)
-    }
-    todo = list(found)
+    by_parent: dict[int, list[int]] = {}
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        by_parent.setdefault(parent_of(pid), []).append(pid)
+    # Only they are looked at: a stranger who hangs in an exec would be waited for.
+    todo = list(dict.fromkeys((root, *kin)))
+    known = set(todo)
     for pid in todo:  # grows while it is walked
-        below = [process for process in by_parent.get(pid, ()) if process.pid not in found]
-        found.update((process.pid, process) for process in below)
-        todo.extend(process.pid for process in below)
-    return list(found.values())
+        below = [one for one in by_parent.get(pid, ()) if one not in known]
+        known.update(below)
+        todo.extend(below)
+    return [process for process in map(look, todo) if process is not None]
 
 
 def refuse(process: Process, *, exempt: Mapping[int, int], leases: bytes, leaf: bytes) -> None:

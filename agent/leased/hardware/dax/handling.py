@@ -28,8 +28,8 @@ from leased.hardware.dax.ranges import DEVICE_MODE, Range, read_ranges
 from leased.hardware.dax.regions import find_all, find_range, recreate, restore_probing
 from leased.hardware.instant import now_ns
 from leased.hardware.nodes import read_nodes, read_speed
-from leased.hardware.occupants import start_time
 from leased.hardware.openers import Opener
+from leased.hardware.procfs import start_time
 from leased.hardware.verbs import Scrubbed, look_at_dax, scrub_dax
 from leased.terms.errors import DeviceError
 from leased.terms.teardown import StepReport, TeardownStep

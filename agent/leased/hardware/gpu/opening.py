@@ -20,8 +20,8 @@ from leased.hardware.gpu.calls import Guard, Guarded, Readied, Ready, Sight
 from leased.hardware.gpu.facts import ComputeMode
 from leased.hardware.gpu.nodes import find_nodes, make_capabilities
 from leased.hardware.gpu.sights import as_now, handle_of, look, parent_of
-from leased.hardware.occupants import cgroup_of
 from leased.hardware.openers import Opener
+from leased.hardware.procfs import cgroup_of
 from leased.terms.errors import DeviceError
 from leased.terms.moment import NS_PER_S
 

@@ -18,6 +18,7 @@ import msgspec
 from leased.hardware import occupants
 from leased.hardware.calls import Pool
 from leased.hardware.occupants import Sought
+from leased.hardware.procfs import start_time
 from leased.hardware.usage.pages import users_of
 
 SYSTEMD = 1
@@ -54,7 +55,7 @@ def find(search: Search, fds: Sequence[int]) -> Users:
     found: list[User] = []
     # systemd keeps the reaper's memfds for it: no more a holder than the reaper is.
     ours = (os.getpid(), SYSTEMD) if search.memfds else (os.getpid(),)
-    exempt = dict(search.exempt) | {pid: occupants.start_time(pid) or 0 for pid in ours}
+    exempt = dict(search.exempt) | {pid: start_time(pid) or 0 for pid in ours}
     if search.memfds:
         sought = [Sought((device, inode), name) for device, inode, name in search.memfds]
         deadline_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + search.budget_ns
