@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from leased.hardware import occupants, openers
-from leased.hardware.execs import is_bare
+from leased.hardware.execs import Kept, is_bare, registered_in
 from leased.hardware.passes import ask_each
 from leased.hardware.procfs import start_time
 from leased.terms.errors import DeviceError
@@ -127,6 +127,16 @@ def test_a_file_that_says_it_is_the_memory_is_not(tmp_path: Path, memory: int) -
     with in_exec(tmp_path, "more = os.open(sys.argv[1] + '/more', 0)") as pids:
         sought = occupants.Sought((os.fstat(memory).st_dev, INODE), NAME)
         assert occupants.scan([sought], exempt=all_but(pids), deadline_ns=FAR_NS) == {}
+
+
+def test_a_ring_that_does_not_tell_its_files_is_in_doubt() -> None:
+    """As while another process is at work in it."""
+    events = os.eventfd(0)
+    try:
+        with pytest.raises(DeviceError, match=f"descriptor {events} is cannot be told"):
+            list(registered_in(os.getpid(), Kept(str(events), 0, 0, ring=True)))
+    finally:
+        os.close(events)
 
 
 @pytest.mark.parametrize("kind", [1, 2], ids=["shared", "private"])
