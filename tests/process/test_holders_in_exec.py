@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A holder that hangs in an exec, which closes a file whose server does not answer: whoever reads
-its stat waits with it (Linux 6.18). Nobody else's lease does."""
+"""A process that hangs in an exec, which closes a file whose server does not answer: whoever reads
+its stat waits with it (Linux 6.18). Nobody else's lease does, be it a holder or a stranger.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.doubles.execs import in_exec
+from tests.doubles.gpu_host import mock_machine
 from tests.doubles.host_agent import REPOSITORY, HostAgent, mem
 from tests.doubles.stuck_files import stuck_files
 
@@ -45,3 +48,32 @@ def test_nobody_elses_cut_waits_for_it(waits: tuple[str, ...], tmp_path: Path) -
             other = agent.acquire(ttl_ms=2000)["lease_id"]
             ended = agent.wait_for(other, timeout_s=CUT_S_MAX)
         assert ended["runtime"]["state"] == "reclaimed"
+
+
+HARDWARE = """
+[hardware.gpu]
+root = "{root}"
+mps_dir = "{root}/mps"
+release_budget = "2s"
+settle_apart = "50ms"
+"""
+SLEEPS = "echo $LEASE_ID; sleep 60"
+FILE = "more = os.open(at + '/f', os.O_CREAT)"
+
+
+@pytest.mark.parametrize(("has", "becomes"), [("pass", "reclaimed"), (FILE, "fenced")])
+def test_a_gpu_is_fenced_only_for_what_may_be_one(has: str, becomes: str, tmp_path: Path) -> None:
+    """Each was, and nobody was named."""
+    with (
+        mock_machine(["H100"]) as machine,
+        HostAgent(hardware=HARDWARE.format(root=machine.root)) as agent,
+    ):
+        agent.start()
+        run = agent.begin_leasectl("run", "--gpu", "1", "--", "sh", "-c", SLEEPS)
+        assert run.stdout is not None
+        lease_id = run.stdout.readline().strip()
+        with in_exec(tmp_path, has) as (pid,):
+            run.terminate()
+            assert agent.wait_for(lease_id)["runtime"]["state"] == becomes
+        named = f"process {pid} hangs in an exec" in agent.log()
+        assert named == (becomes == "fenced"), agent.log()

@@ -98,12 +98,16 @@ def kept_by(pid: int) -> Iterator[Kept]:
 
 def registered_in(pid: int, one: Kept) -> Iterator[bytes]:
     """The lines in which an io_uring tells what is registered with it. Raises DeviceError where it
-    does not, as while somebody is at work in it."""
-    whole = False
+    does not, as while somebody is at work in it (up to 6.1 it tells how many there are then)."""
+    files, named, within = -1, 0, False
     for line in lines_or_none(f"/proc/{pid}/fdinfo/{one.number}"):
-        whole = whole or line.startswith(b"UserFiles:")
+        if line.startswith(b"UserFiles:"):
+            files, within = int(line.split()[1]), True
+        elif line.startswith(b"UserBufs:"):
+            within = False
+        named += within and b": " in line
         yield line
-    if not whole:
+    if files < 0 or files > 0 == named:
         raise doubt(pid, one.number)
 
 

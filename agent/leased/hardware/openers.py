@@ -213,9 +213,9 @@ class _Look:
             for begin, end, key in _MAPPED.findall(text):
                 # Device and inode alone do not name a file on every file system; with the path
                 # they do.
-                if key in self._mapped:
+                try:
                     node = self._mapped[key]
-                else:
+                except KeyError:
                     path = f"{process}/map_files/{int(begin, 16):x}-{int(end, 16):x}"
                     node = self._number_there(path, key)
                 if node in self._nodes:

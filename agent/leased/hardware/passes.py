@@ -181,10 +181,10 @@ class _Turn(Generic[T]):
 
     def _late(self, at: tuple[int, int]) -> DeviceError:
         spent_ns, pid = max(self._longest, (now_ns() - at[1], at[0]))
-        detail = "too many descriptors to look at"
+        detail = "not everybody was looked at in time"
         with contextlib.suppress(OSError):
-            uid = os.stat(f"/proc/{pid}").st_uid if pid else -1
             if pid:
+                uid = os.stat(f"/proc/{pid}").st_uid
                 detail += f": process {pid} of uid {uid} alone took {spent_ns // 1_000_000} ms"
         return DeviceError(self._verb, errno.ETIMEDOUT, detail)
 

@@ -5,6 +5,7 @@ found, and what they may have is in the way, named.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -16,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from leased.hardware import occupants, openers
-from leased.hardware.execs import is_bare
+from leased.hardware.execs import Kept, is_bare, registered_in
 from leased.hardware.passes import ask_each
 from leased.hardware.procfs import start_time
 from leased.terms.errors import DeviceError
 from tests.doubles.execs import in_exec
+from tests.doubles.intruder import ring_file
 
 # Quiet, for what searches /proc may wait for them, too.
 pytestmark = [
@@ -127,6 +129,34 @@ def test_a_file_that_says_it_is_the_memory_is_not(tmp_path: Path, memory: int) -
     with in_exec(tmp_path, "more = os.open(sys.argv[1] + '/more', 0)") as pids:
         sought = occupants.Sought((os.fstat(memory).st_dev, INODE), NAME)
         assert occupants.scan([sought], exempt=all_but(pids), deadline_ns=FAR_NS) == {}
+
+
+def own_ring() -> int:
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{number}") == occupants.RING:
+                return int(number)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("what", ["none", "no names", "names"])
+def test_a_ring_that_does_not_tell_its_files_is_in_doubt(what: str, memory: int) -> None:
+    """As while another process is at work in it; up to 6.1 it tells their count then."""
+    if what == "none":
+        number = os.eventfd(0)
+    else:
+        with contextlib.suppress(OSError):  # there is no descriptor -1 to be closed
+            ring_file(os.dup(memory) if what == "names" else -1)
+        number = own_ring()
+    try:
+        told = registered_in(os.getpid(), Kept(str(number), 0, 0, ring=True))
+        if what == "names":
+            assert any(NAME.encode() in line for line in told)
+            return
+        with pytest.raises(DeviceError, match=f"descriptor {number} is cannot be told"):
+            list(told)
+    finally:
+        os.close(number)
 
 
 @pytest.mark.parametrize("kind", [1, 2], ids=["shared", "private"])
