@@ -78,13 +78,14 @@ def register(verbs: Verbs) -> None:
 
 
 def _register_money(under: Verbs) -> None:
-    one = _add(under, "usage", "what a tenant held, hour by hour", usage, "acme --last 7d")
+    words = "acme --last 7d"
+    one = _add(under, "usage", "what a tenant held, hour by hour", usage, words, csv=True)
     one.add_argument("tenant", help="whose")
     _add_window(one)
     one.add_argument(
         "--by", choices=("hour", "day", "lease", "total"), default="day", help="default: day"
     )
-    one = _add(under, "costs", "what every tenant cost", costs, "--last 30d --top 5")
+    one = _add(under, "costs", "what every tenant cost", costs, "--last 30d --top 5", csv=True)
     _add_window(one)
     one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")
     groups = (*TAGS, "kind", "tier", "priority")
@@ -124,10 +125,9 @@ def _register_advice(under: Verbs) -> None:
 
 
 def _add(
-    under: Verbs, name: str, summary: str, show: Show, words: str = "", *, json: bool = True
+    under: Verbs, name: str, summary: str, show: Show, words: str = "", **forms: bool
 ) -> argparse.ArgumentParser:
-    example = f"leasectl collector {name} {words}".rstrip()
-    one = verb(under, name, summary, example, json=json)
+    one = verb(under, name, summary, f"leasectl collector {name} {words}".rstrip(), **forms)
     one.set_defaults(act=_carry_out, show=show, csv=False)
     return one
 
@@ -141,7 +141,6 @@ def _add_window(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--start", metavar="DATE", help="instead of --last")
     parser.add_argument("--end", metavar="DATE", help="its whole day")
-    parser.add_argument("--csv", action="store_true", help="print the rows as CSV")
 
 
 def _add_count(parser: argparse.ArgumentParser) -> None:

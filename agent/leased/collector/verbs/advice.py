@@ -35,6 +35,7 @@ def register(verbs: Verbs) -> None:
         "placement",
         "where a request would go best",
         "leased-collector placement --gpu 2 --cpu 8 --mem 64 --strategy binpack",
+        csv=True,
     )
     for kind in KINDS:
         name = "GiB" if kind in ("mem", "block") else "units"
@@ -55,13 +56,13 @@ def register(verbs: Verbs) -> None:
         "sensitivity",
         "which resource each workload lives by",
         "leased-collector sensitivity --last 30d",
+        csv=True,
     )
     add_last(one, "30d")
     _finish(one, sensitivity)
 
 
 def _finish(parser: argparse.ArgumentParser, act: object) -> None:
-    parser.add_argument("--csv", action="store_true", help="print the rows as CSV")
     add_terms(parser)
     parser.set_defaults(act=act)
 
