@@ -323,9 +323,9 @@ def export(options: argparse.Namespace, console: Console, link: Link) -> int:
     """FOCUS, as it is sent."""
     try:
         first = Date.fromisoformat(f"{options.month}-01")
-    except ValueError as error:
+        last = (first.replace(day=28) + timedelta(4)).replace(day=1) - timedelta(1)
+    except (ValueError, OverflowError) as error:
         raise InvalidParameter("month", f'{options.month}: such as "2026-01"') from error
-    last = (first.replace(day=28) + timedelta(4)).replace(day=1) - timedelta(1)
     asked = {"tenant": options.tenant, "start": first, "end": last}
     raw = link.raw("GET", "/v1/billing/usage", {**asked, "format": f"focus-{options.focus}"})
     console.out.write(raw.decode("utf-8"))
