@@ -173,6 +173,7 @@ def status(options: argparse.Namespace, console: Console, link: Link) -> int:
     told = link.get("/v1/nodes")
     logs = [(node, log) for node in told["nodes"] for log in node["logs"]]
     bad = [(node, log) for node, log in logs if log["verdict"] not in SOUND]
+    aside = [node for node in told["nodes"] if node.get("why")]
     ages = [log["age_seconds"] for _, log in logs if log["age_seconds"] is not None]
     document = {
         "nodes": len(told["nodes"]),
@@ -184,11 +185,12 @@ def status(options: argparse.Namespace, console: Console, link: Link) -> int:
         "verdicts": dict(sorted(Counter(log["verdict"] for _, log in logs).items())),
         "not_heard_of_for_seconds": max(ages, default=None),
         "wanting": [{"node": node["name"], **log} for node, log in bad],
+        "set_aside": [{"node": node["name"], "why": node["why"]} for node in aside],
         "as_of": told["as_of"],
     }
     if options.json:
         console.document(document)
-        return EX_DATAERR if bad else 0
+        return EX_DATAERR if bad or aside else 0
     quiet = document["not_heard_of_for_seconds"]
     verdicts = ", ".join(f"{count} {name}" for name, count in document["verdicts"].items())
     for line in render.fields(
@@ -203,9 +205,11 @@ def status(options: argparse.Namespace, console: Console, link: Link) -> int:
         console.say(line)
     for node, log in bad:
         console.say(f"{log['verdict']} {node['name']}, log {log['log_id']}: {log['why']}")
+    for node in aside:
+        console.say(f"set aside {node['name']}: {node['why']}")
     if bad:
         console.note("the evidence is on its host: `leased-collector verdict NODE`")
-    return EX_DATAERR if bad else 0
+    return EX_DATAERR if bad or aside else 0
 
 
 def nodes(options: argparse.Namespace, console: Console, link: Link) -> int:
