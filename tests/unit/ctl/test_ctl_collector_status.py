@@ -42,8 +42,9 @@ def test_a_node_that_is_set_aside_wants_an_operator(
     node: dict[str, Any], says: str, ends: int
 ) -> None:
     for as_json in (False, True):
-        console = Console(io.StringIO(), io.StringIO())
-        assert status(Namespace(json=as_json), console, Answers(node)) == ends  # type: ignore[arg-type]
+        console, link = Console(io.StringIO(), io.StringIO()), Answers(node)
+        ended = status(Namespace(json=as_json), console, link)  # type: ignore[arg-type]
+        assert ended == ends
         told = console.out.getvalue()
         if as_json:
             assert bool(json.loads(told)["set_aside"]) is bool(ends)
