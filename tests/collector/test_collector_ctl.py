@@ -153,6 +153,11 @@ def test_csv_and_focus_and_whatever_the_api_has(server: CollectorServer) -> None
     assert "grey_cost" in ask(server.url, "get", "/metrics").stdout
 
 
+def test_a_month_without_an_end(server: CollectorServer) -> None:
+    refused = ask(server.url, "export", "acme", "9999-12", status=65)
+    assert refused.stderr == 'leasectl: month: 9999-12: such as "2026-01"\n'
+
+
 @pytest.mark.parametrize("last", ["24h", "7d", "2w"])
 def test_the_last_days_are_the_same_by_either_program(server: CollectorServer, last: str) -> None:
     """Those before the last record of the fleet, whose hosts fell silent months ago."""

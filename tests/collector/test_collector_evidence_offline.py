@@ -141,6 +141,24 @@ async def test_a_bundle_is_judged_offline_and_cannot_be_changed(
             assert judged(*keys, str(case))[0] == 65, f"{name} was changed, and nobody minded"
 
 
+async def test_what_cannot_follow_is_judged_by_who_has_all_records(tmp_path: Path) -> None:
+    """A lease that was granted in a page before is granted again: the page holds by itself, and the
+    bundle was said to show nothing."""
+    pki = FleetPki(tmp_path / "pki")
+    west = Collector(tmp_path, pki)
+    server = NodeServer(node())
+    server.seal_acks = False
+    async with serving(pki, server):
+        west.enrol(server)
+        assert (await west.pull())["alpha"].verdict == Verdict.OK
+        live(server.node, 0)
+        assert (await west.pull())["alpha"].verdict == Verdict.BAD_RECORD
+    [path] = (west.state / "evidence").glob("*.json")
+    keys = ("--key", west.bundle().vkey, "--collector", west.key.text())
+    status, text = judged(*keys, str(path))
+    assert status == 0 and "who has all records judges" in text and "signed by west" in text, text
+
+
 @pytest.mark.parametrize(
     ("more", "verdict", "seen"),
     [(0, "ROLLBACK", "of 15 records, by a key that"), (6, "FORK", "two different records")],

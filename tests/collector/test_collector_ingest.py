@@ -68,6 +68,24 @@ def test_pages_of_any_size_lead_to_the_same_place(epoch_ns: int, bytes_max: int)
         assert state.verifier.epochs.proven == state.verifier.epochs.sealed == 3
 
 
+def test_a_node_with_more_leases_than_any_has_is_judged() -> None:
+    """What is carried of each was stored with every page, however many there were."""
+    on = node()
+    state = pull(on, i.State(on.pinned()))
+    there = {number.to_bytes(16, "big"): 1 for number in range(i.LEASES_MAX - len(state.leases))}
+    state = msgspec.structs.replace(state, leases=state.leases | there)
+    page = on.page(state.head.size, state.head.hash)
+    assert isinstance(page, bytes) and i.take_page(state, page, 1).state.leases == state.leases
+    live(on, 77)
+    page = on.page(state.head.size, state.head.hash)
+    assert isinstance(page, bytes)
+    with pytest.raises(ChainError) as refused:
+        i.take_page(state, page, 1)
+    finding = r.judge_refusal(state, refused.value)
+    assert finding is not None and finding.verdict is r.Verdict.BAD_RECORD
+    assert "262145 leases at a time: more than 262144 no node has" in finding.why
+
+
 def test_an_empty_page_is_a_sign_of_life() -> None:
     on = node()
     state = pull(on, i.State(on.pinned()))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import time
@@ -148,3 +149,22 @@ def test_idle_waste_headroom_and_capacity(tmp_path: Path) -> None:
         assert {one["lease"]: one["class"] for one in verb("waste")["leases"]} == told
     finally:
         desk.close()
+
+
+def test_capacity_as_csv_is_what_there_is_and_who_has_it(tmp_path: Path) -> None:
+    """It was what to do about it, and nothing where there is nothing to do."""
+    now_ns = time.time_ns()
+    fleet(tmp_path, now_ns)
+    prices = tmp_path / "billing.toml"
+    prices.write_text(PRICES)
+    words = ("--state", str(tmp_path), "capacity", "--terms", str(prices))
+
+    def said(form: str) -> str:
+        out = io.StringIO()
+        assert main((*words, form), Console(out, out, wall_ns=lambda: now_ns)) == 0
+        return out.getvalue()
+
+    by_kind = json.loads(said("--json"), parse_float=Decimal)["current"]["by_kind"]
+    rows = list(csv.DictReader(io.StringIO(said("--csv"))))
+    assert {row.pop("kind"): {name: Decimal(row[name]) for name in row} for row in rows} == by_kind
+    assert by_kind["cpu"]["allocated"] > 0

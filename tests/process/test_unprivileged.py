@@ -203,6 +203,17 @@ def test_holders_of_others_are_not_shown(shared_agent: HostAgent) -> None:
     shared_agent.wait_for(lease_id)
 
 
+def test_holders_of_its_own_leases_are_shown_with_them(shared_agent: HostAgent) -> None:
+    """The lease was "-" to whose it is."""
+    granted, told = as_nobody(
+        shared_agent, ("Lease.Acquire", {"resources": [mem(4096)]}), ("Device.Holders", {})
+    )
+    lease_id = granted["parameters"]["lease"]["lease_id"]
+    [mine] = [one for one in told["parameters"]["holders"] if one["via"] == "bound"]
+    assert (mine["lease_id"], mine["uid"]) == (lease_id, NOBODY)
+    shared_agent.wait_for(lease_id)
+
+
 def test_its_leaf_is_not_its_own_to_change(shared_agent: HostAgent) -> None:
     leaf = shared_agent.cgroup / shared_agent.acquire()["lease_id"]
     for name in ("cgroup.procs", "cgroup.kill", "cgroup.freeze"):

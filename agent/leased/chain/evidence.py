@@ -319,4 +319,6 @@ def _replay(bundle: Bundle, keys: Sequence[NoteKey], signed: Checkpoint | None) 
         return "the page holds but for its seals, which the holder of their key judges"
     if bundle.verdict == "BAD_SIG" and KIND[Pruned] in walk.kinds:
         return "the page holds but for which keys it says anew, which who has all records judges"
+    if bundle.verdict == "BAD_RECORD" and start.size:
+        return "the page holds by itself; what it follows, who has all records judges"
     raise ChainError(BAD_PROOF, "the page holds: this bundle shows nothing")

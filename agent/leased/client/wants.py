@@ -15,6 +15,7 @@ import msgspec
 
 from leased.terms.errors import InvalidParameter
 from leased.terms.quantity import MILLI
+from leased.wire.complaints import blamed_parameter, in_words
 from leased.wire.objects import Ask
 
 _BYTES = re.compile(r"^(\d+)(?:\.(\d{1,9}))?\s*([kKMGTP]?)(i?)B?$")
@@ -115,4 +116,5 @@ def want(
     try:
         return msgspec.convert(asks, list[Ask])
     except msgspec.ValidationError as error:
-        raise InvalidParameter("resources", str(error)) from error
+        why = str(error)
+        raise InvalidParameter(f"resources{blamed_parameter(why)}", in_words(why)) from error

@@ -13,6 +13,8 @@ lease or was refused one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Final
 
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.manifest import LogEntry
@@ -20,6 +22,9 @@ from leased.collector.live_lease import LiveLease
 from leased.collector.node_view import NodeView, summed
 from leased.collector.standing import Amounts, Standing
 from leased.terms.lease import Subject
+
+LOGS_AT_ONCE: Final = 4
+"""So many parts of what is read in one go are of a log each, at most."""
 
 
 class Fleet:
@@ -33,6 +38,7 @@ class Fleet:
         self.retired: frozenset[str] = frozenset()
         self.replaced: frozenset[str] = frozenset()
         """Logs that nobody follows any more, for their nodes have others."""
+        self._last = ""
         self._stood: tuple[object, Standing] = (None, Standing((), frozenset()))
 
     def follow(self, archive: ArchiveReader, records_max: int) -> bool:
@@ -47,18 +53,29 @@ class Fleet:
             view.node, view.name = entry.node, entry.name
             if known is None or _said(known) != _said(entry):
                 self.changes += 1  # once it is so: who asks meanwhile asks again
-        for entry in entries:
-            view = self.logs[entry.log_id]
-            if view.next_seq >= entry.head.size:
-                continue
-            for sequence, event, moment in archive.events(
-                entry.log_id, view.next_seq, boot_id=view.boot_id
-            ):
-                view.apply(sequence, event, moment)
-                left -= 1
-                if left <= 0:
-                    return True
-        return False
+        behind = sorted(one.log_id for one in entries if self._left_of(one.log_id))
+        share, more = max(1, records_max // LOGS_AT_ONCE), False
+        # From the one after who was last: whoever writes without end has a turn, and not all.
+        for log_id in (*(one for one in behind if one > self._last), *behind):
+            self._last, wanted = log_id, min(left, share, self._left_of(log_id))
+            read = self._read(archive, log_id, wanted)
+            more = more or (0 < read == wanted and self._left_of(log_id) > 0)
+            left -= read
+            if left <= 0:
+                return True
+        return more
+
+    def _read(self, archive: ArchiveReader, log_id: str, wanted: int) -> int:
+        """Take in so many records of a log; how many there were."""
+        view, read = self.logs[log_id], 0
+        events = archive.events(log_id, view.next_seq, boot_id=view.boot_id)
+        for sequence, event, moment in islice(events, wanted):
+            view.apply(sequence, event, moment)
+            read += 1
+        return read
+
+    def _left_of(self, log_id: str) -> int:
+        return max(0, self.entries[log_id].head.size - self.logs[log_id].next_seq)
 
     def standing(self) -> Standing:
         """How it stands now."""

@@ -27,7 +27,14 @@ from leased.chain.note import NoteKey, open_note, parse_checkpoint, parse_note
 from leased.chain.page import Trailer, split_page
 from leased.chain.record import FLAG_LAST
 from leased.chain.tree import EMPTY
-from leased.chain.verdict import BAD_NOTE, BAD_PAGE, BAD_ROOT, BAD_SIGNATURE, CORRUPT_RECORD
+from leased.chain.verdict import (
+    BAD_NOTE,
+    BAD_ORDER,
+    BAD_PAGE,
+    BAD_ROOT,
+    BAD_SIGNATURE,
+    CORRUPT_RECORD,
+)
 from leased.chain.verifier import Verifier
 from leased.terms.errors import ChainError
 from leased.terms.event import (
@@ -43,6 +50,9 @@ QUIET_KINDS: Final = frozenset(
     KIND[event] for event in (CheckpointSigned, HeadCountersigned, SegmentEnd)
 )
 """Records that an acknowledgement alone brings about: nothing to acknowledge anew."""
+
+LEASES_MAX: Final = 262_144
+"""Sixteen times what a node has by default; 65 MiB while a page is checked, 5 MiB with each."""
 
 _STARTED: Final = KIND[NodeStarted]
 _ROTATED: Final = KIND[KeyRotated]
@@ -203,13 +213,17 @@ def take_frames(state: State, frames: bytes, now_ns: int) -> State:
         boot_id = _boot_id(walk) or boot_id
         rotations += _rotations(walk, state.public_key)
         loud = loud or not QUIET_KINDS.issuperset(walk.kinds)
-    carried = verifier.carried()
+    carried, leases = verifier.carried(), grammar.stages
+    if len(leases) > LEASES_MAX:
+        # They are carried from page to page, and stored with each.
+        why = f"{len(leases)} leases at a time: more than {LEASES_MAX} no node has"
+        raise ChainError(BAD_ORDER, why, sequence=carried.head.size - 1)
     broken = state.verifier.clock_breaks if state.verifier is not None else 0
     if carried.clock_breaks != broken:
         why = "the boot clock goes back without a start"
         raise ChainError(CORRUPT_RECORD, why, sequence=state.head.size)
     return State(
-        *(state.pinned, carried, grammar.stages, boot_id, carried.frontier.root()),
+        *(state.pinned, carried, leases, boot_id, carried.frontier.root()),
         loud=loud,
         lagging=True,
         rotations=rotations,

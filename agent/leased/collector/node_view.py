@@ -5,17 +5,22 @@ Rule: a function of the records alone, taken in one by one. What is on its way o
 until it is proven clean (`live_lease`), as it does on the node. Times of a node are told by its own
 last pair of clocks.
 
+A log whose records name more than there is room for (`burden`) is set aside: of its node it is
+known that it is there, how far its log is, and why nothing else is.
+
 Does not verify (`ingest` has) and knows no tenant that never had a lease or was refused one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from leased.chain.canonical import Unknown
+from leased.collector.burden import BYTES_MAX, LOOK_RECORDS, burden
 from leased.collector.live_lease import LiveLease
 from leased.collector.planning.attainment import Attainment
 from leased.collector.planning.compliance import Compliance
@@ -125,6 +130,8 @@ class NodeView:
         self.ended: dict[str, Subject] = {}
         self.turned_wall_ns = 0
         """When it came, went, or was told to grant nothing more or again, last."""
+        self.aside = ""
+        """Why nothing is kept of it but how far it is; "": all is."""
 
     @property
     def draining(self) -> bool:
@@ -152,6 +159,38 @@ class NodeView:
     def apply(self, sequence: int, event: Event | Unknown, moment: Moment) -> None:
         """Take one record in."""
         self.next_seq, self.moment = sequence + 1, moment
+        if not self.aside:
+            self._take_in(sequence, event, moment)
+            if not self.next_seq % LOOK_RECORDS and burden(self) > BYTES_MAX:
+                self._set_aside()
+        elif isinstance(event, events.NodeStarted):
+            self.boot_id = event.boot_id
+        self.applied = sequence + 1
+
+    @property
+    def subjects(self) -> Iterable[Subject]:
+        """As `burden` has it."""
+        return chain((one.subject for one in self.leases.values()), self.ended.values())
+
+    @property
+    def names(self) -> Iterable[str]:
+        """As `burden` has it."""
+        yield from chain(self.tenants, self.refused, self.throttled, self.fences, self.cordoned)
+        for key in chain(self.wants, self.unmet, self.over):
+            yield str(key[0])
+        yield from (one.tenant for one in self.recent)
+
+    def _set_aside(self) -> None:
+        most = f"{BYTES_MAX >> 20} MiB"
+        self.aside = f"what records 0 to {self.next_seq - 1} name takes more than {most} of memory"
+        # Anew, not emptied: others may be going over them.
+        self.resources, self.tiers, self._totals = (), {}, {}
+        self.leases, self.ended, self.fences, self.cordoned = {}, {}, {}, {}
+        self.tenants, self.refused, self.throttled = {}, {}, {}
+        self.wants, self.unmet, self.over, self.recent = {}, {}, {}, []
+        self.compliance = Compliance()
+
+    def _take_in(self, sequence: int, event: Event | Unknown, moment: Moment) -> None:
         if isinstance(event, _TURNS):
             self.turned_wall_ns = moment.wall_ns
         if isinstance(event, LeaseEvent):
@@ -186,7 +225,6 @@ class NodeView:
         elif isinstance(event, events.Refused):
             self._refuse(event, moment)
             self._tell(sequence, event, moment, event.tenant, "")
-        self.applied = sequence + 1
 
     def _refuse(self, event: events.Refused, moment: Moment) -> None:
         tenant, of, wall_ns = event.tenant, event.resource_kind, moment.wall_ns

@@ -20,8 +20,12 @@ from leased.ctl import render
 from leased.ctl.console import Console
 from leased.terms import spreadsheet
 
-_ASKED: Final = ("groups", "line_items")
-"""A bill without a line has no row, and costs by group have those of the groups."""
+_ROWS: Final = (
+    *("groups", "by_tenant", "line_items", "rows", "allocations", "bills", "nodes"),
+    *("predictions", "idle_resources", "what_if", "schedules", "recommendations"),
+)
+"""What is asked for: of an answer, the first of these that it has, empty or not. Costs by group
+have the groups, and a bill without a line has no row."""
 
 
 def show_answer(told: dict[str, Any], options: argparse.Namespace, console: Console) -> None:
@@ -35,11 +39,8 @@ def show_answer(told: dict[str, Any], options: argparse.Namespace, console: Cons
 
 
 def _csv(told: Mapping[str, Any]) -> str:
-    """What was asked for, as CSV with a heading: the first rows of an answer, unless it has what
-    stands in their place."""
-    tables = (rows for rows in told.values() if _is_table(rows))
-    asked = next((told[name] for name in _ASKED if name in told), None)
-    rows: list[dict[str, Any]] = next(tables, []) if asked is None else asked
+    """What was asked for, as CSV with a heading."""
+    rows = _rows(told)
     out = io.StringIO()
     if rows:
         writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
@@ -48,6 +49,12 @@ def _csv(told: Mapping[str, Any]) -> str:
             {name: spreadsheet.cell(_plain(row[name])) for name in row} for row in rows
         )
     return out.getvalue()
+
+
+def _rows(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if "current" in told:  # capacity: what there is and who has it, by kind, and not what to do
+        return [{"kind": kind, **row} for kind, row in told["current"]["by_kind"].items()]
+    return next((told[name] for name in _ROWS if name in told), [])
 
 
 def _tell(told: Mapping[str, Any], console: Console) -> None:

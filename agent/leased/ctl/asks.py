@@ -24,6 +24,7 @@ from leased.terms import quantity, resource
 from leased.terms.errors import InvalidParameter
 from leased.terms.quantity import MILLI, print_size
 from leased.wire import portrayal
+from leased.wire.complaints import blamed_parameter, in_words
 from leased.wire.parameters import Parameters
 
 C = TypeVar("C", bound=Parameters)
@@ -300,4 +301,5 @@ def as_call(asked: dict[str, Any], call: type[C]) -> C:
     try:
         return msgspec.convert(asked, call)
     except msgspec.ValidationError as error:
-        raise InvalidParameter("request", str(error)) from error
+        why = str(error)
+        raise InvalidParameter(blamed_parameter(why), in_words(why)) from error

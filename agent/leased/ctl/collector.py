@@ -78,13 +78,14 @@ def register(verbs: Verbs) -> None:
 
 
 def _register_money(under: Verbs) -> None:
-    one = _add(under, "usage", "what a tenant held, hour by hour", usage, "acme --last 7d")
+    words = "acme --last 7d"
+    one = _add(under, "usage", "what a tenant held, hour by hour", usage, words, csv=True)
     one.add_argument("tenant", help="whose")
     _add_window(one)
     one.add_argument(
         "--by", choices=("hour", "day", "lease", "total"), default="day", help="default: day"
     )
-    one = _add(under, "costs", "what every tenant cost", costs, "--last 30d --top 5")
+    one = _add(under, "costs", "what every tenant cost", costs, "--last 30d --top 5", csv=True)
     _add_window(one)
     one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")
     groups = (*TAGS, "kind", "tier", "priority")
@@ -124,10 +125,9 @@ def _register_advice(under: Verbs) -> None:
 
 
 def _add(
-    under: Verbs, name: str, summary: str, show: Show, words: str = "", *, json: bool = True
+    under: Verbs, name: str, summary: str, show: Show, words: str = "", **forms: bool
 ) -> argparse.ArgumentParser:
-    example = f"leasectl collector {name} {words}".rstrip()
-    one = verb(under, name, summary, example, json=json)
+    one = verb(under, name, summary, f"leasectl collector {name} {words}".rstrip(), **forms)
     one.set_defaults(act=_carry_out, show=show, csv=False)
     return one
 
@@ -141,7 +141,6 @@ def _add_window(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--start", metavar="DATE", help="instead of --last")
     parser.add_argument("--end", metavar="DATE", help="its whole day")
-    parser.add_argument("--csv", action="store_true", help="print the rows as CSV")
 
 
 def _add_count(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +173,7 @@ def status(options: argparse.Namespace, console: Console, link: Link) -> int:
     told = link.get("/v1/nodes")
     logs = [(node, log) for node in told["nodes"] for log in node["logs"]]
     bad = [(node, log) for node, log in logs if log["verdict"] not in SOUND]
+    aside = [node for node in told["nodes"] if node.get("why")]
     ages = [log["age_seconds"] for _, log in logs if log["age_seconds"] is not None]
     document = {
         "nodes": len(told["nodes"]),
@@ -185,11 +185,12 @@ def status(options: argparse.Namespace, console: Console, link: Link) -> int:
         "verdicts": dict(sorted(Counter(log["verdict"] for _, log in logs).items())),
         "not_heard_of_for_seconds": max(ages, default=None),
         "wanting": [{"node": node["name"], **log} for node, log in bad],
+        "set_aside": [{"node": node["name"], "why": node["why"]} for node in aside],
         "as_of": told["as_of"],
     }
     if options.json:
         console.document(document)
-        return EX_DATAERR if bad else 0
+        return EX_DATAERR if bad or aside else 0
     quiet = document["not_heard_of_for_seconds"]
     verdicts = ", ".join(f"{count} {name}" for name, count in document["verdicts"].items())
     for line in render.fields(
@@ -204,9 +205,11 @@ def status(options: argparse.Namespace, console: Console, link: Link) -> int:
         console.say(line)
     for node, log in bad:
         console.say(f"{log['verdict']} {node['name']}, log {log['log_id']}: {log['why']}")
+    for node in aside:
+        console.say(f"set aside {node['name']}: {node['why']}")
     if bad:
         console.note("the evidence is on its host: `leased-collector verdict NODE`")
-    return EX_DATAERR if bad else 0
+    return EX_DATAERR if bad or aside else 0
 
 
 def nodes(options: argparse.Namespace, console: Console, link: Link) -> int:
@@ -324,9 +327,9 @@ def export(options: argparse.Namespace, console: Console, link: Link) -> int:
     """FOCUS, as it is sent."""
     try:
         first = Date.fromisoformat(f"{options.month}-01")
-    except ValueError as error:
+        last = (first.replace(day=28) + timedelta(4)).replace(day=1) - timedelta(1)
+    except (ValueError, OverflowError) as error:
         raise InvalidParameter("month", f'{options.month}: such as "2026-01"') from error
-    last = (first.replace(day=28) + timedelta(4)).replace(day=1) - timedelta(1)
     asked = {"tenant": options.tenant, "start": first, "end": last}
     raw = link.raw("GET", "/v1/billing/usage", {**asked, "format": f"focus-{options.focus}"})
     console.out.write(raw.decode("utf-8"))

@@ -21,7 +21,14 @@ from typing import Final, TextIO
 
 from leased.ctl.console import Console
 from leased.ctl.refusals import tell
-from leased.terms.errors import EX_DATAERR, EX_IOERR, EX_NOINPUT, LeasedError, disk_error
+from leased.terms.errors import (
+    EX_DATAERR,
+    EX_IOERR,
+    EX_NOINPUT,
+    EX_USAGE,
+    LeasedError,
+    disk_error,
+)
 
 INTERRUPTED: Final = 128 + signal.SIGINT
 UNREAD: Final = 128 + signal.SIGPIPE
@@ -78,6 +85,12 @@ def _carry_out(
             raise
         console.end_progress()
         return INTERRUPTED
+    except UnicodeEncodeError:
+        if all(map(_is_text, words)):
+            raise
+        console.end_progress()
+        console.note("the command line has words that are not UTF-8")
+        return EX_USAGE
     except BrokenPipeError:
         # Whoever read us has read enough. The interpreter must not flush into the pipe again.
         _write_no_more(sys.stdout)
@@ -89,6 +102,10 @@ def _carry_out(
         _flush_or_close(console.out, sys.stdout)
         return EX_IOERR
     return status
+
+
+def _is_text(word: str) -> bool:
+    return not any("\ud800" <= one <= "\udfff" for one in word)
 
 
 def _flush_or_close(stream: TextIO, standard: TextIO) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -27,7 +28,7 @@ from leased.ctl.whole_file import put_whole
 from leased.durable.copied import copy_log
 from leased.durable.files import DirectoryDisk
 from leased.durable.reader import read_log
-from leased.terms.errors import EX_IOERR, InvalidParameter
+from leased.terms.errors import EX_IOERR, EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.event import Event, LeaseEvent
 from leased.terms.moment import Moment
 
@@ -58,6 +59,16 @@ def register(below: Verbs, add_log: Callable[[argparse.ArgumentParser], None]) -
     )
     _add_choice(one)
     one.set_defaults(act=export)
+
+
+class NoSuchRecord(CallerError):
+    """No record is of the lease or the tenant: a name that is misspelt has no empty history."""
+
+    exit_status = EX_NOINPUT
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        told = (options.lease and f"lease {options.lease}", options.tenant)
+        super().__init__(f"no record of {' of '.join(filter(None, told))} is in this log")
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
@@ -153,24 +164,29 @@ def _chosen(options: argparse.Namespace) -> Iterator[tuple[int, Event | Unknown,
     lease = options.lease or ""
     if len(lease) > ID_CHARS or not set(lease) <= _DIGITS:
         raise InvalidParameter("lease", f"{lease}: an id has {ID_CHARS} lower-case hex digits")
-    opened = read_log(options.log)
+    opened, is_known = read_log(options.log), False
+
+    def chosen() -> Iterator[tuple[int, Event | Unknown, Moment]]:
+        nonlocal is_known
+        for one in opened.events():
+            if _is_of(options, one[1]):
+                is_known = True
+                if one[0] >= options.first and options.kind in (None, event_name(one[1])):
+                    yield one
+
     try:
-        chosen = (one for one in opened.events() if _is_chosen(options, *one))
         if options.last is None:
-            yield from chosen
+            yield from chosen()
         else:
-            yield from list(chosen)[-options.last :] if options.last > 0 else ()
+            yield from deque(chosen(), options.last)
     finally:
         opened.close()
+    if not is_known and (options.lease or options.tenant):
+        raise NoSuchRecord(options)
 
 
-def _is_chosen(
-    options: argparse.Namespace, sequence: int, event: Event | Unknown, moment: Moment
-) -> bool:
-    if sequence < options.first:
-        return False
-    if options.kind is not None and event_name(event) != options.kind:
-        return False
+def _is_of(options: argparse.Namespace, event: Event | Unknown) -> bool:
+    """Whether it is of the lease and the tenant that are asked for."""
     if options.lease is None and options.tenant is None:
         return True
     if not isinstance(event, LeaseEvent):

@@ -79,9 +79,9 @@ def _meant(word: str, verbs: Collection[str]) -> str:
 
 
 def verb(
-    verbs: Verbs, name: str, summary: str, example: str, *, json: bool = True
+    verbs: Verbs, name: str, summary: str, example: str, *, json: bool = True, csv: bool = False
 ) -> argparse.ArgumentParser:
-    """Declare a verb."""
+    """Declare a verb. What it answers is printed in one form: --json beside --csv is refused."""
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=summary,
@@ -90,5 +90,8 @@ def verb(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if json:
-        parser.add_argument("--json", action="store_true", help="print JSON, version 1")
+        forms = parser.add_mutually_exclusive_group()
+        forms.add_argument("--json", action="store_true", help="print JSON, version 1")
+        if csv:
+            forms.add_argument("--csv", action="store_true", help="print the rows as CSV")
     return parser

@@ -17,7 +17,6 @@ Does not read a socket, a clock, or what a call means (`calls`).
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Sequence
 
@@ -25,9 +24,9 @@ import msgspec
 
 from leased.terms.errors import InvalidParameter, ProtocolError
 from leased.wire import parameters as wire_parameters
+from leased.wire.complaints import blamed_parameter, has_place, in_words
 from leased.wire.description import SERVICE, Service
 from leased.wire.framing import MESSAGE_BYTES_MAX, Framing
-from leased.wire.objects import IN_WORDS
 from leased.wire.parameters import Method, Parameters
 from leased.wire.replies import encode_fault
 
@@ -35,8 +34,6 @@ PIPELINE_MAX = 16
 """Calls that one connection may have unanswered."""
 
 _NAME_CHARS_MAX = 256
-_PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
-_FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `([^`]*)`")
 
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -327,7 +324,7 @@ class Conversation:
             self._fail("not JSON")
             return None
         text = str(error)
-        if text.startswith("Expected `object`, got") and not _PLACE.search(text):
+        if text.startswith("Expected `object`, got") and not has_place(text):
             if bytes(header.parameters).strip() != b"null":
                 self._fail("parameters must be an object")
                 return None
@@ -335,7 +332,7 @@ class Conversation:
                 return method.decoder.decode(b"{}")
             except msgspec.ValidationError as missing:
                 text = str(missing)
-        self._refuse_parameter(header, blamed_parameter(text), _in_words(text))
+        self._refuse_parameter(header, blamed_parameter(text), in_words(text))
         return None
 
     def _refuse(self, header: _Header, name: str, parameters: dict[str, object]) -> None:
@@ -364,19 +361,3 @@ class Conversation:
 
 
 _REFUSED = wire_parameters.METHODS[f"{SERVICE}.GetInfo"]
-
-
-def _in_words(complaint: str) -> str:
-    for pattern, words in IN_WORDS.items():
-        complaint = complaint.replace(f"`str` matching regex {pattern!r}", words)
-    return complaint
-
-
-def blamed_parameter(complaint: str) -> str:
-    """The parameter that a decoder's complaint is about, as a path: `resources[0].kind`."""
-    place = _PLACE.search(complaint)
-    path = place.group(1) if place else ""
-    field = _FIELD.match(complaint)
-    if field is None:
-        return path or "parameters"
-    return f"{path}.{field.group(1)}" if path else field.group(1)

@@ -22,8 +22,6 @@ Positive = Annotated[int, Meta(ge=1, le=INTEGER_MAX)]
 HexId = Annotated[str, Meta(max_length=64)]
 GID = r"^([0-9a-f]{4}:?){7}[0-9a-f]{4}\Z"
 LABEL = r"^[^\x00-\x1f\x7f]*\Z"
-IN_WORDS = {LABEL: "text without control characters", GID: "a GID: 8 groups of 4 hex digits"}
-"""What is told of text that does not fit, for no one reads a regular expression."""
 
 Label = Annotated[str, Meta(max_length=128, pattern=LABEL)]
 Kind = Literal["mem", "block", "net", "gpu", "cpu"]

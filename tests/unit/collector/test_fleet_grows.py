@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 
@@ -131,3 +132,17 @@ def test_a_log_that_is_not_read_yet_is_behind(tmp_path: Path) -> None:
     nodes = sorted(entry.node for entry in reader.logs())
     assert len(nodes) > 1 and reach_of_fleet(fleet, now_ns).nodes_behind == nodes
     reader.close()
+
+
+def test_whoever_writes_without_end_has_a_turn_and_not_all(tmp_path: Path) -> None:
+    """The logs were read in their order, each to its end: what was behind one that grows as fast as
+    it is read was never shown."""
+    sample(tmp_path, 1_700_000_000 * 10**9, 1_700_000_000 * 10**9 - 50 * HOUR_NS)
+    fleet = Fleet()
+    with closing(ArchiveReader(tmp_path)) as reader:
+        assert fleet.follow(reader, 4)
+        assert [view.next_seq for view in fleet.logs.values()] == [2, 2]
+        while fleet.follow(reader, 4):
+            pass
+        sizes = {entry.log_id: entry.head.size for entry in reader.logs()}
+    assert {view.log_id: view.next_seq for view in fleet.logs.values()} == sizes

@@ -54,6 +54,15 @@ def test_the_rows_of_a_bill_are_its_lines_however_many_logs_it_follows_from():
     assert names({"by_tenant": more, "groups": one}) == ["line"]
 
 
+def test_where_nothing_is_of_what_was_asked_for_no_other_table_stands_in_its_place() -> None:
+    """`costs` of a fleet that nobody leased of was a table of pools, under the same heading but
+    for a column; `issue` of a month without a bill one of credits."""
+    row = {"name": "idle", "cost": Decimal(7)}
+    assert told({"by_tenant": [], "by_type": [row], "pools": [row]}, as_csv=True) == "\n"
+    assert told({"bills": [], "credits_left": [row]}, as_csv=True) == "\n"
+    assert told({"predictions": [], "recommendations": [row]}, as_csv=True) == "\n"
+
+
 def test_what_is_empty_is_said_to_be_none() -> None:
     said = told({"strategies": {}, "tenants": [], "capacity": {"gpus": 8}}, as_csv=False)
     assert said.splitlines() == ["strategies: none", "tenants: none", "capacity: gpus 8"]

@@ -12,6 +12,7 @@ from leased.ctl.admin import parse_capacity
 from leased.ctl.main import build_parser
 from leased.terms.errors import InvalidParameter
 from leased.terms.quantity import print_size
+from leased.wire.parameters import Plan
 
 MIB = 1 << 20
 
@@ -175,6 +176,22 @@ def test_requests_that_cannot_be_meant(words: list[str]) -> None:
     options = build_parser().parse_args(["plan", *words])
     with pytest.raises(InvalidParameter):
         asks.request(options)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--tag", "x" * 129], "cost_center: Expected text of at most 128 characters"),
+        (["--workload", "a\nb"], "workload: Expected text without control characters"),
+    ],
+    ids=["long", "control"],
+)
+def test_a_label_that_cannot_be_is_refused_in_words(words: list[str], says: str) -> None:
+    """It was by the decoder's name of its type, and by a regular expression."""
+    asked, _ = asks.request(build_parser().parse_args(["plan", "--cpu", "1", *words]))
+    with pytest.raises(InvalidParameter) as refused:
+        asks.as_call(asked, Plan)
+    assert says in str(refused.value)
 
 
 def test_a_request_in_full() -> None:

@@ -81,6 +81,16 @@ def test_what_was_there_stays_unless_all_is_there(log: Path, tmp_path: Path, for
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "log", "out"]
 
 
+@pytest.mark.parametrize("words", [("--lease", "f" * 32), ("--tenant", "nobody")])
+@pytest.mark.parametrize("verb", [("log",), ("export", "-")])
+def test_who_is_in_no_record_has_no_empty_history(
+    log: Path, verb: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    status, err = leasectl("audit", *verb, "--log", log, *words)
+    assert status == 66 and f"{words[1]} is in this log" in err
+    assert leasectl("audit", *verb, "--log", log, "--tenant", "research", "--last", "0")[0] == 0
+
+
 def test_an_interrupt_leaves_nothing_behind(log: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("of yesterday")
     with pytest.raises(KeyboardInterrupt), put_whole(tmp_path / "out") as file:

@@ -7,7 +7,7 @@ import argparse
 import re
 import runpy
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -104,6 +104,22 @@ def test_a_command_line_that_cannot_be_meant_ends_with_64(
         assert ended.value.code == 64
     told = capsys.readouterr()
     assert not told.out and told.err.startswith("usage: ")
+
+
+@pytest.mark.parametrize("tree", [build_parser, collector.build_parser])
+def test_an_answer_is_asked_for_in_one_form(
+    tree: Callable[[], argparse.ArgumentParser], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--json --csv` was JSON, and nothing said so."""
+    program, verbs = tree().prog, dict(walk(tree()))
+    found = [one for one in verbs.values() if "--csv" in one.format_help()]
+    assert len(found) > 1
+    for one in found:
+        words = shlex.split((one.epilog or "").partition(f" {program} ")[2].split(" > ")[0])
+        with pytest.raises(SystemExit) as ended:
+            tree().parse_args([*words, "--json", "--csv"])
+        assert ended.value.code == 64
+        assert "--csv: not allowed with argument --json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from leased.wire import parameters
-from leased.wire.conversation import PIPELINE_MAX, Call, Conversation, blamed_parameter
+from leased.wire.complaints import blamed_parameter
+from leased.wire.conversation import PIPELINE_MAX, Call, Conversation
 from leased.wire.description import TENANT_INTERFACES
 from leased.wire.replies import EmptyReply, encode
 from tests.doubles.varlink_calls import described
@@ -327,6 +328,23 @@ def test_no_regular_expression_is_told() -> None:
     conversation.receive(message({"method": "io.leased.Lease.Acquire", "parameters": asked}))
     [answer] = sent(conversation)
     assert "text without control characters" in str(answer) and "regex" not in str(answer)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"workload": "x" * 129}, "Expected text of at most 128 characters"),
+        ({"accounting_tag": {"cost_center": "x" * 129}}, "text of at most 128 characters"),
+        ({"resources": []}, "Expected a list of 1 or more entries"),
+    ],
+    ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
+)
+def test_what_is_too_long_is_told_in_words(given: dict[str, Any], says: str) -> None:
+    conversation = Conversation(SERVICE)
+    asked = {"resources": [{"kind": "cpu", "capacity": 1000}]} | given
+    conversation.receive(message({"method": "io.leased.Lease.Acquire", "parameters": asked}))
+    [answer] = sent(conversation)
+    assert says in str(answer) and "`" not in str(answer)
 
 
 def test_every_complaint_of_the_decoder_names_a_parameter() -> None:

@@ -67,6 +67,7 @@ class Books:
         self._next_s = 0.0
         self._said = ""
         self._ahead: set[str] = set()
+        self._aside: set[str] = set()
         self.fleet = Fleet()
         self.changed = trio.Event()
 
@@ -108,6 +109,7 @@ class Books:
             try:
                 before = self.fleet.changes
                 more = await trio.to_thread.run_sync(self._follow, abandon_on_cancel=True)
+                self._tell_aside()
                 if self.fleet.changes != before or more:
                     self._tell()
                 if not more:
@@ -115,6 +117,14 @@ class Books:
             except LeasedError as error:
                 self._tell_once(f"the archive cannot be read: {error}")
             await trio.sleep(0 if more else LOOK_S)
+
+    def _tell_aside(self) -> None:
+        """Of each log once that nothing is kept of it any more."""
+        for view in self.fleet.logs.values():
+            if view.aside and view.log_id not in self._aside:
+                self._aside.add(view.log_id)
+                why = f"{view.aside}; its records are kept, and billed"
+                self._say(f"{view.name} is set aside: {why}")
 
     def _tell(self) -> None:
         changed, self.changed = self.changed, trio.Event()

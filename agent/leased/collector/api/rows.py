@@ -79,6 +79,7 @@ def _node_row(view: NodeView) -> NodeSeen:
         name=view.name,
         version=view.version,
         state=_state(view, live),
+        why=view.aside,
         policy_generation=view.policy_generation,
         policy_hash=view.policy_hash,
         total=quantities({BY_KIND[k].key: amount for k, amount in view.totals().items()}),
@@ -94,6 +95,8 @@ def _node_row(view: NodeView) -> NodeSeen:
 
 
 def _state(view: NodeView, live: list[LiveLease]) -> str:
+    if view.aside:
+        return "set_aside"
     if not view.running:
         return "stopped"
     if view.draining:

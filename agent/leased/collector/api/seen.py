@@ -157,12 +157,14 @@ class LogSeen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeSeen(msgspec.Struct, frozen=True, kw_only=True):
-    """One node. `ending` leases are being cleaned, `fenced` are kept back."""
+    """One node. `ending` leases are being cleaned, `fenced` are kept back. One that is `set_aside`
+    is shown without what its records say, and `why`: they say too much."""
 
     node: str
     name: str
     version: str
     state: str
+    why: str
     policy_generation: int
     policy_hash: str
     total: Quantities

@@ -64,6 +64,11 @@ class Compliance:
     def __init__(self) -> None:
         self._hours: dict[int, dict[str, Tally]] = {}
 
+    @property
+    def size(self) -> int:
+        """How many tallies there are."""
+        return sum(map(len, self._hours.values()))
+
     def admit(self, tenant: str, wall_ns: int, *, over: bool) -> None:
         """A request was granted."""
         tally = self._at(tenant, wall_ns)

@@ -19,6 +19,7 @@ from leased.collector.archive.manifests import is_there
 from leased.collector.holdings import Holdings
 from leased.collector.telemetry import views
 from leased.collector.telemetry.store import Store
+from leased.collector.verbs.pull import node_named
 from leased.collector.verbs.store import add_terms, fleet_of, terms_by
 from leased.ctl import render
 from leased.ctl.asks import amount, parse_duration
@@ -53,7 +54,7 @@ def _narrow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--last", default="1h", metavar="PERIOD", help="back from now (default: 1h)"
     )
-    parser.add_argument("--node", default="", help="only this node (its id in hex)")
+    parser.add_argument("--node", help="only this node (its name, or its id)")
 
 
 def use(options: argparse.Namespace, console: Console) -> int:
@@ -113,7 +114,10 @@ def heat(options: argparse.Namespace, console: Console) -> int:
 def _leases(options: argparse.Namespace, console: Console) -> list[views.LeaseUse]:
     begin_s, end_s = views.windows(console.wall_ns(), parse_duration(options.last))
     with closing(Store(options.state, reading=True)) as store:
-        return views.leases(store, begin_s, end_s, node=options.node)
+        node = options.node
+        if node is not None:
+            node = node_named(options.state, node, store.heard())
+        return views.leases(store, begin_s, end_s, node=node or "")
 
 
 def _use_row(one: views.LeaseUse) -> tuple[str, ...]:

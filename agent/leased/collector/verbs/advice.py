@@ -16,6 +16,7 @@ import msgspec
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.planning import advice
 from leased.collector.telemetry.store import recorded
+from leased.collector.verbs.pull import node_named
 from leased.collector.verbs.store import add_last, add_terms, opened
 from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
@@ -35,13 +36,14 @@ def register(verbs: Verbs) -> None:
         "placement",
         "where a request would go best",
         "leased-collector placement --gpu 2 --cpu 8 --mem 64 --strategy binpack",
+        csv=True,
     )
     for kind in KINDS:
         name = "GiB" if kind in ("mem", "block") else "units"
         one.add_argument(f"--{kind}", type=int, default=0, metavar="N", help=f"{name} of {kind}")
     one.add_argument("--strategy", choices=[s.value for s in Strategy], default="spread")
     one.add_argument(
-        "--near", action="append", default=[], metavar="NODE", help="where its data is (its id)"
+        "--near", action="append", default=[], metavar="NODE", help="where its data is"
     )
     one.add_argument(
         "--tenant", default="", help="whose; near is then where it has most, unless --near says it"
@@ -55,13 +57,13 @@ def register(verbs: Verbs) -> None:
         "sensitivity",
         "which resource each workload lives by",
         "leased-collector sensitivity --last 30d",
+        csv=True,
     )
     add_last(one, "30d")
     _finish(one, sensitivity)
 
 
 def _finish(parser: argparse.ArgumentParser, act: object) -> None:
-    parser.add_argument("--csv", action="store_true", help="print the rows as CSV")
     add_terms(parser)
     parser.set_defaults(act=act)
 
@@ -79,11 +81,12 @@ def placement(options: argparse.Namespace, console: Console) -> int:
         raise InvalidParameter("gpu", "ask for something")
     if options.project is not None and not options.tenant:
         raise InvalidParameter("tenant", "a project is some tenant's: give --tenant, too")
+    near = tuple(node_named(options.state, word) for word in options.near)
     with opened(options, console) as (source, terms):
         request = advice.Request(
             asked,
             Strategy(options.strategy),
-            tuple(options.near),
+            near,
             options.tenant,
             options.project,
         )

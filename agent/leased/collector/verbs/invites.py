@@ -22,12 +22,12 @@ from leased.collector.invites import Invite, Invites, draw
 from leased.collector.transport import check_url
 from leased.collector.witness import os_entropy
 from leased.ctl import minting, render
+from leased.ctl.asks import parse_duration
 from leased.ctl.console import Console, relative
 from leased.ctl.usage_text import Verbs, verb
 from leased.durable.reading import read_file
 from leased.terms.errors import EX_NOINPUT, ConfigError, InvalidParameter
 from leased.terms.moment import DAY_NS
-from leased.terms.quantity import parse_duration
 
 VALID_MAX_NS: Final = 7 * DAY_NS
 

@@ -215,8 +215,7 @@ def _register_bills(verbs: Verbs) -> None:
 def _add(
     verbs: Verbs, name: str, summary: str, example: str, answer: Answer
 ) -> argparse.ArgumentParser:
-    one = verb(verbs, name, summary, f"leased-collector {example}")
-    one.add_argument("--csv", action="store_true", help="print the rows as CSV")
+    one = verb(verbs, name, summary, f"leased-collector {example}", csv=True)
     add_terms(one)
     one.set_defaults(act=_show, answer=answer)
     return one

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ from leased.chain.note import NoteKey, parse_key, write_note
 from leased.chain.signing import parse_pem
 from leased.collector import config as configuration
 from leased.collector.archive.manifest import LogEntry, ManifestTables
-from leased.collector.archive.manifests import open_manifest, own_directory, share
+from leased.collector.archive.manifests import is_there, open_manifest, own_directory, share
 from leased.collector.case import bundles_of, resolution_text
 from leased.collector.enrolment import FILE_BYTES_MAX, read_enrolment
 from leased.collector.enrolment import enrol as enrol_log
@@ -57,6 +58,22 @@ class NoSuchNode(CallerError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name}: no such node; see `leased-collector nodes`")
+
+
+def node_named(state: Path, word: str, heard: Iterable[str] = ()) -> str:
+    """The id of the node that is called `word`, or whose id begins so (tables show the beginning),
+    of those whose records are here or that are `heard` of. Raises NoSuchNode, InvalidParameter."""
+    names: dict[str, str] = dict.fromkeys(heard, "")
+    if is_there(state):
+        with closing(open_manifest(state, read_only=True)) as manifest:
+            names |= {entry.node: entry.name for entry in manifest.logs()}
+    found = [node for node, name in names.items() if name == word]
+    found = found or [node for node in names if word and node.startswith(word)]
+    if len(found) > 1:
+        raise InvalidParameter("node", f"{word} fits several: {', '.join(sorted(found))}")
+    if not found:
+        raise NoSuchNode(word)
+    return found[0]
 
 
 def register(verbs: Verbs) -> None:
@@ -158,6 +175,10 @@ def pull(options: argparse.Namespace, console: Console) -> int:
             console.alarm(f"{name}: {text}")
 
     config = configuration.load(options.config)
+    if options.node:
+        with closing(open_manifest(options.state, read_only=True)) as manifest:
+            for name in options.node:
+                _followed(manifest, name)
     reached: list[Reached] | None = None
 
     async def until_told() -> None:

@@ -12,6 +12,7 @@ Does not decide what is told (`watcher`).
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from leased.collector.webhooks import signing
 from leased.collector.webhooks.facts import MEDIA_TYPE
 from leased.collector.webhooks.guard import Network, Target, parse_target
 from leased.collector.webhooks.keeping import Kept
+from leased.collector.webhooks.names import Names, Resolve
 from leased.collector.webhooks.outbox import Outbox, Parcel, Webhook
 from leased.collector.webhooks.places import Places
 from leased.collector.webhooks.post import Heard, Line, Undelivered, connect
@@ -59,12 +61,14 @@ class Courier:
         agent: str,
         keys: Sequence[Signer],
         say: Callable[[str], None],
+        resolve: Resolve = socket.getaddrinfo,
     ) -> None:
         self._kept, self._allowed, self._context = kept, allowed, context
         self._keys = keys
         self._timeout_s = timeout_ns / NS_PER_S
         self._wall_ns, self._entropy, self._agent, self._say = wall_ns, entropy, agent, say
         self._places = Places(concurrency)
+        self._names = Names(concurrency, resolve)
         self._busy: set[str] = set()
         self._wake = trio.Event()
         self._said = ""
@@ -93,7 +97,16 @@ class Courier:
                     await self._wake.wait()
 
     async def _serve(self, webhook: Webhook) -> None:
-        """What is due to one receiver."""
+        """What is due to one receiver, and until its name is not asked for any more."""
+        try:
+            async with trio.open_nursery() as asking:
+                await self._serve_in_order(webhook, asking)
+        finally:
+            self._busy.discard(webhook.id)
+            self._places.leave(webhook)
+            self._wake.set()
+
+    async def _serve_in_order(self, webhook: Webhook, asking: trio.Nursery) -> None:
         line: Line | None = None
         try:
             ends = trio.current_time() + self._timeout_s
@@ -105,24 +118,23 @@ class Courier:
                 )
                 if parcel is None:
                     return
-                line, went = await self._deliver(parcel, line)
+                line, went = await self._deliver(parcel, line, asking)
                 if not went:
                     return
         finally:
             if line is not None:
                 with trio.CancelScope(shield=True):
                     await line.aclose()
-            self._busy.discard(webhook.id)
-            self._places.leave(webhook)
-            self._wake.set()
 
-    async def _deliver(self, parcel: Parcel, line: Line | None) -> tuple[Line | None, bool]:
+    async def _deliver(
+        self, parcel: Parcel, line: Line | None, asking: trio.Nursery
+    ) -> tuple[Line | None, bool]:
         """One attempt; the line if another may follow on it, and whether it arrived."""
         heard: Heard | None = None
         why = f"no answer within {self._timeout_s:g} s"
         with trio.move_on_after(self._timeout_s):
             try:
-                line, heard = await self._attempt(parcel, line)
+                line, heard = await self._attempt(parcel, line, asking)
                 why = f"answered {heard.status}"
             except Undelivered as error:
                 why = str(error)
@@ -133,7 +145,9 @@ class Courier:
         settled = await self._settle(parcel, heard, "" if arrived else why)
         return line, arrived and settled
 
-    async def _attempt(self, parcel: Parcel, line: Line | None) -> tuple[Line, Heard]:
+    async def _attempt(
+        self, parcel: Parcel, line: Line | None, asking: trio.Nursery
+    ) -> tuple[Line, Heard]:
         now_ns = self._wall_ns()
         headers = [
             ("User-Agent", self._agent),
@@ -149,7 +163,8 @@ class Courier:
                 # Receivers close idle connections: once more, on a new one.
                 await line.aclose()
         target: Target = parse_target(parcel.webhook.url)
-        line = await connect(target, self._allowed, self._context)
+        found = await self._names.find(target, asking)
+        line = await connect(target, found, self._allowed, self._context)
         try:
             return line, await line.post(headers, parcel.body, now_ns)
         except BaseException:

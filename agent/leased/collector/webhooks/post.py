@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One delivery over HTTP/1.1: resolve, look, connect, send, read the status.
+"""One delivery over HTTP/1.1: look, connect, send, read the status.
 
 Rule: the address that is connected to is the one that was looked at. TLS is verified against the
 host's name; a redirect is a failure, for where it leads was never configured. Of an answer its head
 counts, whatever becomes of its body: at most 64 KiB of that are read, for a second, and thrown
 away. Whoever sends brings the deadline.
 
-Does not try again (`courier`).
+Does not try again (`courier`) and does not resolve names (`names`).
 """
 
 from __future__ import annotations
 
 import email.utils
-import socket
 import ssl
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import h11
 import msgspec
@@ -30,6 +29,9 @@ HEAD_BYTES_MAX: Final = 16 * 1024
 BODY_BYTES_MAX: Final = 64 * 1024
 REST_S_MAX: Final = 1
 """For the rest of an answer whose head is there."""
+
+Address = tuple[Any, Any, int, str, tuple[Any, ...]]
+"""As a resolver tells it."""
 
 
 class Undelivered(Exception):
@@ -105,14 +107,13 @@ class Line:
         await trio.aclose_forcefully(self._stream)
 
 
-async def connect(target: Target, allowed: Sequence[Network], context: ssl.SSLContext) -> Line:
-    """A connection to where a target's name leads now. Raises Undelivered."""
-    try:
-        found = await trio.socket.getaddrinfo(
-            target.host, target.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
-        )
-    except (OSError, UnicodeError) as error:
-        raise Undelivered("its name cannot be resolved") from error
+async def connect(
+    target: Target,
+    found: Iterable[Address],
+    allowed: Sequence[Network],
+    context: ssl.SSLContext,
+) -> Line:
+    """A connection to where a target's name leads. Raises Undelivered."""
     why = "its name has no address"
     for family, kind, protocol, _, address in found:
         why_not = refusal(str(address[0]), allowed, secure=target.secure)

@@ -29,7 +29,7 @@ from leased.collector.webhooks.signing import load_keys, public_text
 from leased.ctl import render
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Parser, Verbs, verb
-from leased.terms.errors import StateError
+from leased.terms.errors import InvalidParameter, StateError
 from leased.terms.quantity import parse_instant
 
 Act = Callable[[argparse.Namespace, Console, Receivers], int]
@@ -228,10 +228,14 @@ def _test(options: argparse.Namespace, console: Console, receivers: Receivers) -
 
 
 def _again(options: argparse.Namespace, console: Console, receivers: Receivers) -> int:
+    try:
+        since_ns = 0 if options.since is None else parse_instant(options.since)
+    except ValueError as error:
+        raise InvalidParameter("since", str(error)) from error
     count = receivers.replay(
         receivers.find(options.id),
         message=options.message,
-        since_ns=0 if options.since is None else parse_instant(options.since),
+        since_ns=since_ns,
         actor=_actor(),
         now_ns=console.wall_ns(),
     )
@@ -247,10 +251,10 @@ def _done(options: argparse.Namespace, console: Console, told: dict[str, Any]) -
 
 
 def _show(options: argparse.Namespace, console: Console, receivers: Receivers) -> int:
+    if options.count < 1:
+        raise InvalidParameter("count", "at least 1")
     webhook, state = receivers.find(options.id), "dead" if options.dead else None
-    found = receivers.outbox.deliveries(
-        webhook.id, state=state, before=None, count=max(1, options.count)
-    )
+    found = receivers.outbox.deliveries(webhook.id, state=state, before=None, count=options.count)
     seen = [webhooks.delivery_shown(one) for one in found]
     if options.json:
         console.document({"deliveries": [_plain(one) for one in seen]})

@@ -100,7 +100,7 @@ class Watcher:
         self._wall_ns, self._put, self._say = wall_ns, put, say
         self._archive: ArchiveReader | None = None
         self._forgetting: frozenset[str] = frozenset()
-        self._said = ""
+        self._said = self._last = ""
 
     async def run(self) -> None:
         """Look, now and again."""
@@ -134,12 +134,16 @@ class Watcher:
         webhooks = [one for one in outbox.webhooks() if not one.disabled]
         cursors = outbox.cursors("log/") | outbox.cursors("verdict/")
         left, room = RECORDS_MAX, outbox.room()
-        for entry in self._archive.logs():
+        entries = sorted(self._archive.logs(), key=lambda one: one.log_id)
+        for entry in entries:
             self._follow_verdict(outbox, webhooks, entry, cursors)
+        # From the one after who was last: who writes without end has a turn, and not all.
+        later = [one for one in entries if one.log_id > self._last]
+        for entry in (*later, *entries[: len(entries) - len(later)]):
             at = int(cursors.get(f"log/{entry.log_id}", "0"))
             if at >= entry.head.size or not left:
                 continue
-            to = entry.head.size
+            self._last, to = entry.log_id, entry.head.size
             if webhooks:
                 to = min(to, at + left)
                 left -= to - at

@@ -290,7 +290,7 @@ class Dispatcher:
         if isinstance(outcome, Refusal):
             self._answer(connection, call, outcome)
         else:
-            told = [portray_holder(holder, operator=True) for holder in outcome]
+            told = [portray_holder(holder) for holder in outcome]
             connection.answer(call, replies.encode(replies.LetGoReply(told)))
 
     def _with_access(

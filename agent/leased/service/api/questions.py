@@ -19,6 +19,7 @@ import trio
 from leased.chain.note import NoteKey
 from leased.chain.proof import Proof
 from leased.lessor.lessor import Lessor
+from leased.lessor.questions import visible
 from leased.ports import Clock, Holder
 from leased.ports import Holders as HolderScan
 from leased.service.api.connection import Connection
@@ -118,8 +119,8 @@ class Questions:
         connection.answer(call, replies.encode(replies.VerifyReply(**{"why": ""} | shown)))
 
     async def find_holders(self, connection: Connection, call: Call) -> None:
-        """io.leased.Device.Holders: which process belongs to which lease is shown to operators
-        only."""
+        """io.leased.Device.Holders: who is no operator is shown its own processes, and which of
+        them is of which lease of its own."""
         asked = call.parameters
         assert isinstance(asked, parameters.Holders)
         known = self._resource_ids()
@@ -129,12 +130,13 @@ class Questions:
             )
         wanted = known if asked.resource_id is None else (asked.resource_id,)
         found = await self._holders.scan(wanted)
-        operator = connection.caller.operator
-        portrayed = [
-            portray_holder(holder, operator=operator)
-            for holder in found
-            if operator or holder.uid == connection.caller.uid
-        ]
+        caller, leases = connection.caller, self._lessor.table.leases
+        portrayed = []
+        for holder in found:
+            lease = None if holder.lease_id is None else leases.get(holder.lease_id)
+            if caller.operator or holder.uid == caller.uid:
+                told = caller.operator or visible(lease, caller)
+                portrayed.append(portray_holder(holder, with_lease=told))
         connection.answer(call, replies.encode(replies.HoldersReply(portrayed)))
 
     async def tell_samples(self, connection: Connection, call: Call) -> None:
@@ -159,13 +161,13 @@ class Questions:
         connection.answer(call, replies.encode(replies.EmptyReply()))
 
 
-def portray_holder(holder: Holder, *, operator: bool) -> objects.Holder:
-    """As the wire has it; whose lease it is, operators are told."""
+def portray_holder(holder: Holder, *, with_lease: bool = True) -> objects.Holder:
+    """As the wire has it; which lease it is of, operators are told, and whose that is."""
     return objects.Holder(
         pid=holder.pid,
         uid=holder.uid,
         name=holder.name,
         via=holder.via,
         resource_id=holder.resource_id,
-        lease_id=holder.lease_id.hex() if operator and holder.lease_id else None,
+        lease_id=holder.lease_id.hex() if with_lease and holder.lease_id else None,
     )

@@ -254,7 +254,7 @@ function drawNodes(main) {
 
 function drawNode(main, node) {
   const uses = Object.keys(node.total).map((key) => h("div", {}, h("div", { class: "dim" }, `${UNIT[key]}: ${number.format(node.held[key] ?? 0)} of ${number.format(node.total[key])}`), bar((node.held[key] ?? 0) / (node.total[key] || 1), true)));
-  const facts = h("dl", { class: "body kv" }, ...[["Id", h("span", { class: "mono" }, node.node)], ["State", chip(node.state)], ["Version", node.version], ["Policy", `generation ${node.policy_generation}`], ["", h("span", { class: "hash" }, node.policy_hash)], ["Sick", node.unhealthy.join(", ") || "nothing"], ["Refused", `${node.refused} requests`]].flatMap(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]));
+  const facts = h("dl", { class: "body kv" }, ...[["Id", h("span", { class: "mono" }, node.node)], ["State", chip(node.state)], ...(node.why ? [["Because", node.why]] : []), ["Version", node.version], ["Policy", `generation ${node.policy_generation}`], ["", h("span", { class: "hash" }, node.policy_hash)], ["Sick", node.unhealthy.join(", ") || "nothing"], ["Refused", `${node.refused} requests`]].flatMap(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]));
   main.append(h("div", { class: "grid" }, panel([node.name, "node"], "s4", facts), panel("Capacity", "s4", h("div", { class: "body heat" }, uses)), panel("Logs", "s4", h("div", { class: "body" }, node.logs.map(logFacts))), panel("Leases", "", leaseTable(state.leases.filter((one) => one.node === node.node), { name: "node-leases", without: ["Node"] }))));
 }
 
