@@ -29,6 +29,7 @@ from leased.hardware.failure import failed_step
 from leased.hardware.instant import now_ns
 from leased.hardware.pieces import is_handed_out
 from leased.hardware.verbs import (
+    ACCESS_MKNOD,
     ACCESS_READ,
     ACCESS_WRITE,
     ANY_MINOR,
@@ -45,20 +46,23 @@ from leased.terms.resource import Allotment, Inventory, Resource
 from leased.terms.teardown import StepReport, TeardownStep
 
 READ_WRITE = ACCESS_READ | ACCESS_WRITE
-PSEUDO_DEVICES = tuple(
-    DeviceRule(DEVICE_CHAR, READ_WRITE, major, minor)
-    for major, minor in (
-        (1, 3),  # null
-        (1, 5),  # zero
-        (1, 7),  # full
-        (1, 8),  # random
-        (1, 9),  # urandom
-        (5, 0),  # tty
-        (5, 2),  # ptmx
-        (136, ANY_MINOR),  # pts
-    )
+PSEUDO_DEVICES = (
+    *(
+        DeviceRule(DEVICE_CHAR, ACCESS_MKNOD | READ_WRITE, major, minor)
+        for major, minor in (
+            (1, 3),  # null
+            (1, 5),  # zero
+            (1, 7),  # full
+            (1, 8),  # random
+            (1, 9),  # urandom
+            (5, 0),  # tty
+            (5, 2),  # ptmx
+        )
+    ),
+    DeviceRule(DEVICE_CHAR, READ_WRITE, 136, ANY_MINOR),  # pts
 )
-"""What systemd's DevicePolicy=closed allows: nothing of it is anybody's."""
+"""What systemd's DevicePolicy=closed allows: nothing of it is anybody's. A container that root
+starts has nodes of its own made for them."""
 
 
 class Fitted(msgspec.Struct, frozen=True):

@@ -28,6 +28,17 @@ for path in sys.argv[2:]:
     except PermissionError:
         pass
 """
+MAKE = """
+import os, stat, sys
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+for name in sys.argv[3:]:
+    number = os.makedev(*map(int, name.split(":")))
+    try:
+        os.mknod(f"{sys.argv[2]}/{name}", stat.S_IFCHR | 0o666, number)
+        print(name)
+    except PermissionError:
+        pass
+"""
 
 
 @pytest.fixture
@@ -77,3 +88,16 @@ def test_no_more_filters_stay_loaded_than_are_of_use(leaves: list[str]) -> None:
         Path(leaves[0]).mkdir()
         cgroup.let_open(leaves[0], [*PSEUDO_DEVICES, *rules((240, minor))])
     assert len(os.listdir("/proc/self/fd")) <= before + cgroup.PROGRAMS_MAX
+
+
+def test_a_container_of_roots_gets_nodes_of_its_own_for_what_is_nobodys(
+    leaves: list[str], tmp_path: Path
+) -> None:
+    """podman, docker and runc make them; and nobody makes one for a device."""
+    cgroup.let_open(leaves[0], [*PSEUDO_DEVICES, *rules((240, 0))])
+    command = [sys.executable, "-S", "-c", MAKE, leaves[0], str(tmp_path)]
+    names = ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:2")
+    done = subprocess.run(
+        [*command, *names, "1:1", "5:1", "240:0"], capture_output=True, text=True, timeout=30
+    )
+    assert tuple(done.stdout.split()) == names, done.stderr
