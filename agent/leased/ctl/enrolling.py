@@ -16,6 +16,7 @@ import os
 import ssl
 import sys
 from base64 import b64encode
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -125,13 +126,11 @@ def _read_invite(file: str) -> Invitation:
 
 def _sign(log: Path, signed: bytes) -> str:
     """By the log's key. Raises StateError."""
-    disk = DirectoryDisk(log)
-    try:
-        return b64encode(parse_pem(disk.read(KEY_FILE)).sign(signed)).decode()
-    except (OSError, ValueError) as error:
-        raise StateError(f"{log / KEY_FILE}: {error}; run it as root on the node") from error
-    finally:
-        disk.close()
+    with closing(DirectoryDisk(log)) as disk:
+        try:
+            return b64encode(parse_pem(disk.read(KEY_FILE)).sign(signed)).decode()
+        except (OSError, ValueError) as error:
+            raise StateError(f"{log / KEY_FILE}: {error}; run it as root on the node") from error
 
 
 def _where(url: str) -> tuple[str, int]:

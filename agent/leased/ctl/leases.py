@@ -12,7 +12,7 @@ from typing import Final
 
 from leased.client import Refused, Session
 from leased.ctl import render
-from leased.ctl.agent import await_answer, find_lease, find_lease_or_request, name_requeued, online
+from leased.ctl.agent import await_answer, find_lease, name_requeued, online
 from leased.ctl.asks import add_rank, add_request, as_call, parse_duration, request
 from leased.ctl.console import Console, relative
 from leased.ctl.refusals import refusal_status, refusal_text
@@ -142,7 +142,7 @@ async def wait(options: argparse.Namespace, console: Console, session: Session) 
 
 async def why(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Explain an end or a wait."""
-    told = await session.why(await find_lease_or_request(session, options.lease))
+    told = await session.why(await find_lease(session, options.lease, waiting=True))
     if options.json:
         console.document(render.plain(told))
         return 0

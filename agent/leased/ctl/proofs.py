@@ -11,6 +11,7 @@ Does not follow a log (`leased-collector` does).
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -235,11 +236,8 @@ def enrolment(options: argparse.Namespace, console: Console) -> int:
 
 def enrolment_document(log: Path, now_ns: int, *, with_seal_key: bool) -> dict[str, Any]:
     """What a collector has to know of a log. Raises ChainError, StateError."""
-    opened = read_log(log, bodies=False)
-    try:
+    with closing(read_log(log, bodies=False)) as opened:
         document = {**_enrolment(opened), "printed_ns": now_ns}
-    finally:
-        opened.close()
     return {**document, **_seal_key(log, opened)} if with_seal_key else document
 
 
@@ -268,9 +266,6 @@ def _seal_key(directory: Path, opened: ReadLog) -> dict[str, Any]:
     """The key of the open epoch. Raises ChainError, StateError."""
     if not opened.facts.identity.epoch_ns:
         raise StateError("this log was made without seals: there is no key")
-    disk = DirectoryDisk(directory)
-    try:
+    with closing(DirectoryDisk(directory)) as disk:
         key = load_seal_key(disk, opened.log_id)
-    finally:
-        disk.close()
     return {"seal_epoch": key.epoch, "seal_key": key.key.hex()}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -104,13 +105,8 @@ def _copy(options: argparse.Namespace) -> int:
     _refuse_choice(options)
     if options.first or options.file == "-":
         raise InvalidParameter("format", "a log is copied whole, into a directory")
-    opened = read_log(options.log)
-    disk = DirectoryDisk(options.log)
-    try:
+    with closing(read_log(options.log)) as opened, closing(DirectoryDisk(options.log)) as disk:
         return copy_log(disk, opened.facts, Path(options.file))
-    finally:
-        disk.close()
-        opened.close()
 
 
 def _refuse_within(log: Path, file: str) -> None:
@@ -141,11 +137,8 @@ def _write(options: argparse.Namespace, file: BinaryIO) -> int:
         return count
     _refuse_choice(options)
     _refuse_negative(options)
-    opened = read_log(options.log)
-    try:
+    with closing(read_log(options.log)) as opened:
         return sum(file.write(chunk) for chunk in opened.frames(options.first))
-    finally:
-        opened.close()
 
 
 def _chosen(options: argparse.Namespace) -> Iterator[tuple[int, Event | Unknown, Moment]]:
@@ -153,15 +146,12 @@ def _chosen(options: argparse.Namespace) -> Iterator[tuple[int, Event | Unknown,
     lease = options.lease or ""
     if len(lease) > ID_CHARS or not set(lease) <= _DIGITS:
         raise InvalidParameter("lease", f"{lease}: an id has {ID_CHARS} lower-case hex digits")
-    opened = read_log(options.log)
-    try:
+    with closing(read_log(options.log)) as opened:
         chosen = (one for one in opened.events() if _is_chosen(options, *one))
         if options.last is None:
             yield from chosen
         else:
             yield from list(chosen)[-options.last :] if options.last > 0 else ()
-    finally:
-        opened.close()
 
 
 def _is_chosen(
