@@ -92,13 +92,10 @@ def verify(options: argparse.Namespace, console: Console) -> int:
     if options.online:
         return online(_verify_online, admin=True)(options, console)
     console.progress(f"verifying {options.log}")
-    try:
-        told = options.enrolment
-        enrolled = read_enrolled(told[-1], console.wall_ns()) if told else UNKNOWN
-        policy = None if options.policy is None else read_policy(options.policy)
-        opened = read_log(options.log, leases=True, countersigned=True, enrolled=enrolled)
-    finally:
-        console.end_progress()
+    told = options.enrolment
+    enrolled = read_enrolled(told[-1], console.wall_ns()) if told else UNKNOWN
+    policy = None if options.policy is None else read_policy(options.policy)
+    opened = read_log(options.log, leases=True, countersigned=True, enrolled=enrolled)
     try:
         found = None if options.head is None else _find_head(opened, options.head)
         standing = judge(policy, opened.facts, found, configured_policy(options.log))

@@ -67,16 +67,13 @@ def verify_bill(options: argparse.Namespace, console: Console) -> int:
     hourly = Hourly(window)
     records = 0
     missing: list[Missing] = []
-    try:
-        for span in bill.audit:
-            console.progress(f"verifying {span.node_id}, log {span.log_id}")
-            fold, gaps = chains.fold(span, window[1])
-            missing.extend(gaps)
-            records += span.last_sequence - span.first_sequence + 1
-            if not missing:
-                hourly.add(fold)
-    finally:
-        console.end_progress()
+    for span in bill.audit:
+        console.progress(f"verifying {span.node_id}, log {span.log_id}")
+        fold, gaps = chains.fold(span, window[1])
+        missing.extend(gaps)
+        records += span.last_sequence - span.first_sequence + 1
+        if not missing:
+            hourly.add(fold)
     if missing:
         _tell_missing(options, console, bill, missing)
         return EX_DATAERR

@@ -140,7 +140,6 @@ async def _see_through(
             if seconds == float("inf"):
                 break
             await trio.sleep(LOOK_S)
-    console.end_progress()
     free = not left and (not upgrade or holders == [])
     fenced = [one for one in await _resources(session, scope) if one.use and one.use.fenced]
     if options.json:

@@ -128,10 +128,7 @@ async def wait(options: argparse.Namespace, console: Console, session: Session) 
     until = options.until or "ended"
     await await_answer(session)
     console.progress(f"waiting for {render.short(lease_id)} to be {until}")
-    try:
-        lease = await session.wait(lease_id, until=until, timeout_s=seconds)
-    finally:
-        console.end_progress()
+    lease = await session.wait(lease_id, until=until, timeout_s=seconds)
     if options.json:
         console.document({"lease": render.plain(lease)})
     else:
@@ -257,7 +254,6 @@ async def release(options: argparse.Namespace, console: Console, session: Sessio
         if options.wait:
             console.progress(f"waiting for the proof of {render.short(lease.lease_id)}")
             lease = await session.wait(lease.lease_id, until="closed")
-            console.end_progress()
         released.append(lease)
         if not options.json:
             console.say(f"{render.short(lease.lease_id)} {lease.runtime.state}")

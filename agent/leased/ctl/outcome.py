@@ -43,6 +43,7 @@ def carry_out(
     try:
         return _carry_out(parser, words, console, settle)
     finally:
+        console.end_progress()
         _flush_or_close(console.err, sys.stderr)
 
 
@@ -70,20 +71,17 @@ def _carry_out(
         nowhere = isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError))
         return EX_NOINPUT if nowhere and status == EX_DATAERR else status
     except KeyboardInterrupt:
-        console.end_progress()
         return INTERRUPTED
     except BaseExceptionGroup as group:
         # trio wraps an interrupt in the group of the tasks that it interrupted.
         if group.split(KeyboardInterrupt)[1] is not None:
             raise
-        console.end_progress()
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read us has read enough. The interpreter must not flush into the pipe again.
         _write_no_more(sys.stdout)
         return UNREAD
     except OSError as error:
-        console.end_progress()
         named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         console.note(f"{named}{error.strerror or error}")
         _flush_or_close(console.out, sys.stdout)

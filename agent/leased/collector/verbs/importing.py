@@ -62,12 +62,8 @@ def bring(options: argparse.Namespace, console: Console) -> int:
             why = "what a node did is cleared up before more of it is taken"
             raise CallerError(f"{options.name} is {verdict}: {why} (`leased-collector verdict`)")
         console.progress(f"verifying {options.source}")
-        try:
-            done = import_copy(
-                *(archive, entry, options.source, console.wall_ns()), beat=sharing.beat_alone
-            )
-        finally:
-            console.end_progress()
+        now_ns = console.wall_ns()
+        done = import_copy(archive, entry, options.source, now_ns, beat=sharing.beat_alone)
     finally:
         sharing.leave()
         archive.close()

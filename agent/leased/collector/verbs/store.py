@@ -113,26 +113,17 @@ def terms_by(options: argparse.Namespace) -> Terms:
 
 
 @contextmanager
-def _reading(options: argparse.Namespace, console: Console) -> Iterator[ArchiveReader]:
-    """The archive, while progress is told."""
-    with closing(ArchiveReader(options.state)) as archive:
-        try:
-            yield archive
-        finally:
-            console.end_progress()
-
-
-@contextmanager
 def opened(options: argparse.Namespace, console: Console) -> Iterator[tuple[StoreSource, Terms]]:
     """The store, brought up to date unless another process is at it, and the terms."""
     terms, store = terms_by(options), _store(options)
-    with _reading(options, console) as archive:
+    with closing(ArchiveReader(options.state)) as archive:
         try:
             _bring_along(store, archive, terms, console)
         except StateError as error:
             if not store.rollups.listing().nodes:
                 raise
             console.note(f"{error}; answering from what is there")
+    console.end_progress()
     with closing(StoreSource(store.rollups)) as source:
         yield source, terms
 
@@ -171,7 +162,7 @@ def _store(options: argparse.Namespace) -> Store:
 def refresh(options: argparse.Namespace, console: Console) -> int:
     """Bring everything up to date."""
     terms = terms_by(options)
-    with _reading(options, console) as archive:
+    with closing(ArchiveReader(options.state)) as archive:
         done = _store(options).refresh(
             archive, retired=frozenset(terms.retired_nodes), progress=console.progress
         )
@@ -182,7 +173,7 @@ def refresh(options: argparse.Namespace, console: Console) -> int:
 def rebuild(options: argparse.Namespace, console: Console) -> int:
     """Make everything again; 65 if something was not what the raw segments say."""
     terms = terms_by(options)
-    with _reading(options, console) as archive:
+    with closing(ArchiveReader(options.state)) as archive:
         store = _store(options)
         done, changed = store.rebuild(
             archive, retired=frozenset(terms.retired_nodes), progress=console.progress
@@ -221,16 +212,12 @@ def _make(options: argparse.Namespace, console: Console) -> None:
     console.note(
         f"--seed {wish.seed} --until {day(wish.until_ns)}: the same two make the same chains"
     )
-    archive = Archive(options.state)
-    try:
+    with closing(Archive(options.state)) as archive:
         watch = telemetry.Watch(wish.until_ns)
         records = make_fleet(archive, wish, console.progress, watch)
         done = Store(options.state).refresh(archive, progress=console.progress)
         console.progress("telemetry")
         telemetry.fill(options.state, watch.held(), wish.until_ns, console.wall_ns())
-    finally:
-        archive.close()
-        console.end_progress()
     if options.json:
         console.document({"nodes": wish.nodes, "records": records, "closed_days": done.closed})
     else:
