@@ -105,11 +105,7 @@ async def drain(options: argparse.Namespace, console: Console, session: Session)
         leases = render.counted(len(affected), "lease")
         console.say(f"no more grants on {_named(scope)}; {leases} told to leave")
     if options.no_wait:
-        if options.json:
-            console.document({"resource_id": scope, "affected": affected})
-        else:
-            for lease_id in affected:
-                console.say(lease_id)
+        console.answer(options.json, {"resource_id": scope, "affected": affected}, *affected)
         return 0
     seconds = float("inf")
     if options.timeout_after is not None:

@@ -96,13 +96,9 @@ def enrol(options: argparse.Namespace, console: Console) -> int:
         if not (options.dir / "ca.pem").exists():
             (options.dir / "ca.pem").write_bytes(ca)
     result = {"name": told["name"], "log_id": told["log_id"], "files": files}
-    if options.json:
-        console.document(result)
-        return 0
-    console.say(f"enrolled as {told['name']}: log {told['log_id']} is followed there")
-    for file in files:
-        console.say(f"  {file}")
-    if asks and not files:
+    line = f"enrolled as {told['name']}: log {told['log_id']} is followed there"
+    console.answer(options.json, result, line, *(f"  {file}" for file in files))
+    if asks and not files and not options.json:
         console.note("no certificate was made there: make one with `leasectl pki node`")
     return 0
 

@@ -295,8 +295,8 @@ def _tell_bill(bill: Statement, console: Console) -> None:
         )
         for line in bill.lines
     ]
-    for text in render.table(("ITEM", "PRIORITY", "TAG", "QUANTITY", "RATE", "COST", ""), rows):
-        console.say(text)
+    headings = ("ITEM", "PRIORITY", "TAG", "QUANTITY", "RATE", "COST", "")
+    console.say(*render.table(headings, rows))
     console.say(
         f"total {bill.total} {bill.currency}{'' if bill.complete else ' (not complete yet)'}"
     )

@@ -183,13 +183,8 @@ def pull(options: argparse.Namespace, console: Console) -> int:
         raise error from error.__cause__
     if reached is None:
         return EX_TEMPFAIL if options.once else 0
-    if options.json:
-        console.document({"nodes": [msgspec.to_builtins(one) for one in reached]})
-    else:
-        for line in render.table(
-            ("NODE", "LOG", "VERDICT", "RECORDS", "COSIGNED", ""), _rows(reached)
-        ):
-            console.say(line)
+    lines = render.table(("NODE", "LOG", "VERDICT", "RECORDS", "COSIGNED", ""), _rows(reached))
+    console.answer(options.json, {"nodes": msgspec.to_builtins(reached)}, *lines)
     if any(Verdict(one.verdict).sticky for one in reached):
         return EX_DATAERR
     return EX_UNAVAILABLE if any(one.unreachable for one in reached) else 0
@@ -232,19 +227,13 @@ def nodes(options: argparse.Namespace, console: Console) -> int:
     with closing(open_manifest(options.state, read_only=True)) as manifest:
         found = [(name, url, manifest.log(log_id)) for name, url, log_id in manifest.nodes()]
     known = [(name, url, entry) for name, url, entry in found if entry is not None]
-    if options.json:
-        console.document(
-            {
-                "nodes": [
-                    {"name": name, "url": url, "log_id": entry.log_id, "node_id": entry.node}
-                    for name, url, entry in known
-                ]
-            }
-        )
-        return 0
+    told = [
+        {"name": name, "url": url, "log_id": entry.log_id, "node_id": entry.node}
+        for name, url, entry in known
+    ]
     rows = [(name, url, render.short(entry.log_id), entry.verdict) for name, url, entry in known]
-    for line in render.table(("NODE", "ADDRESS", "LOG", "VERDICT"), rows):
-        console.say(line)
+    lines = render.table(("NODE", "ADDRESS", "LOG", "VERDICT"), rows)
+    console.answer(options.json, {"nodes": told}, *lines)
     return 0
 
 
@@ -279,10 +268,8 @@ def forget(options: argparse.Namespace, console: Console) -> int:
     """Follow a node no longer."""
     with closing(open_manifest(options.state)) as manifest:
         done = manifest.leave(options.name)
-    if options.json:
-        console.document({"forgotten": done})
-    else:
-        console.say(f"{options.name}: {'forgotten' if done else 'was not followed'}")
+    line = f"{options.name}: {'forgotten' if done else 'was not followed'}"
+    console.answer(options.json, {"forgotten": done}, line)
     return 0 if done else EX_NOINPUT
 
 
@@ -299,27 +286,22 @@ def verdict(options: argparse.Namespace, console: Console) -> int:
         if options.name == entry.name or (options.name is None and entry.log_id not in replaced)
         if Verdict(entry.verdict).sticky
     ]
-    bundles = {one.log_id: [str(path) for path in bundles_of(options.state, one)] for one in chosen}
-    if options.json:
-        console.document(
+    told, lines = [], list[str]()
+    for entry in chosen:
+        bundles = [str(path) for path in bundles_of(options.state, entry)]
+        told.append(
             {
-                "verdicts": [
-                    {
-                        "node": entry.name,
-                        "log_id": entry.log_id,
-                        "verdict": entry.verdict,
-                        "why": entry.why,
-                        "since_ns": entry.since_ns,
-                        "evidence": bundles[entry.log_id],
-                    }
-                    for entry in chosen
-                ]
+                "node": entry.name,
+                "log_id": entry.log_id,
+                "verdict": entry.verdict,
+                "why": entry.why,
+                "since_ns": entry.since_ns,
+                "evidence": bundles,
             }
         )
-    for entry in chosen if not options.json else ():
-        console.say(f"{entry.name}: {entry.verdict}: {entry.why}")
-        for path in bundles[entry.log_id]:
-            console.say(f"  leasectl evidence verify {path}")
+        lines.append(f"{entry.name}: {entry.verdict}: {entry.why}")
+        lines += [f"  leasectl evidence verify {path}" for path in bundles]
+    console.answer(options.json, {"verdicts": told}, *lines)
     return EX_DATAERR if chosen else 0
 
 
@@ -363,8 +345,5 @@ def cosigner(options: argparse.Namespace, console: Console) -> int:
     directory = own_directory(options.state, name)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = load_cosigner(directory, name, os_entropy).key
-    if options.json:
-        console.document({"name": key.name, "key": key.text()})
-    else:
-        console.say(key.text())
+    console.answer(options.json, {"name": key.name, "key": key.text()}, key.text())
     return 0

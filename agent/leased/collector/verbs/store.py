@@ -218,11 +218,12 @@ def _make(options: argparse.Namespace, console: Console) -> None:
         done = Store(options.state).refresh(archive, progress=console.progress)
         console.progress("telemetry")
         telemetry.fill(options.state, watch.held(), wish.until_ns, console.wall_ns())
-    if options.json:
-        console.document({"nodes": wish.nodes, "records": records, "closed_days": done.closed})
-    else:
-        console.say(f"{wish.nodes} nodes, {records} records, {done.closed} days")
-        console.say(f"look around: leased-collector --state {options.state} costs")
+    console.answer(
+        options.json,
+        {"nodes": wish.nodes, "records": records, "closed_days": done.closed},
+        f"{wish.nodes} nodes, {records} records, {done.closed} days",
+        f"look around: leased-collector --state {options.state} costs",
+    )
 
 
 def compare(one: Source, other: Source, floor_ns: int = 0) -> list[str]:
@@ -256,18 +257,16 @@ def _wish(options: argparse.Namespace, console: Console) -> Wish:
 def _tell(
     options: argparse.Namespace, console: Console, done: Refreshed, changed: list[str]
 ) -> None:
-    document: dict[str, Any] = {
+    document = {
         "logs": done.logs,
         "records": done.records,
         "closed_days": done.closed,
         "revised": list(done.revised),
         "changed_files": changed,
     }
-    if options.json:
-        console.document(document)
-        return
-    console.say(f"{done.records} records of {done.logs} logs, {done.closed} days closed")
+    lines = [f"{done.records} records of {done.logs} logs, {done.closed} days closed"]
     if done.revised:
-        console.say(f"{len(done.revised)} closed stretches were revised by records that came later")
-    for name in changed:
-        console.say(f"was not what the raw segments say: {name}")
+        count = len(done.revised)
+        lines.append(f"{count} closed stretches were revised by records that came later")
+    lines += [f"was not what the raw segments say: {name}" for name in changed]
+    console.answer(options.json, document, *lines)
