@@ -143,12 +143,7 @@ def _tell(
         console.document(
             {
                 "verdict": "BILL_WRONG" if wrong else "ok",
-                "tenant": bill.tenant,
-                "period": bill.period,
-                "total": bill.total,
-                "currency": bill.currency,
-                "final": bill.final,
-                "chains": len(bill.audit),
+                **_named(bill),
                 "records": records,
                 "signatures": "checked" if options.enrolment else "not checked",
                 "sha256": bill.digest().hex(),
@@ -173,23 +168,24 @@ def _tell(
     console.say(f"taken from the bill: its prices and contracts, {agreed}, records up to {reach}")
 
 
+def _named(bill: Bill) -> dict[str, Any]:
+    return {
+        "tenant": bill.tenant,
+        "period": bill.period,
+        "total": bill.total,
+        "currency": bill.currency,
+        "final": bill.final,
+        "chains": len(bill.audit),
+    }
+
+
 def _tell_missing(
     options: argparse.Namespace, console: Console, bill: Bill, missing: list[Missing]
 ) -> None:
     """What proves nothing, of which chain."""
     if options.json:
-        console.document(
-            {
-                "verdict": "NOT_PROVEN",
-                "tenant": bill.tenant,
-                "period": bill.period,
-                "total": bill.total,
-                "currency": bill.currency,
-                "final": bill.final,
-                "chains": len(bill.audit),
-                "missing": [msgspec.to_builtins(one) for one in missing],
-            }
-        )
+        found = msgspec.to_builtins(missing)
+        console.document({"verdict": "NOT_PROVEN", **_named(bill), "missing": found})
         return
     what = one_line(f"{bill.tenant} {bill.period}: {bill.total} {bill.currency}")
     console.say(f"NOT_PROVEN {what}")

@@ -25,6 +25,7 @@ from leased.client import Session
 from leased.ctl import receipts, render
 from leased.ctl.agent import find_lease, online
 from leased.ctl.console import Console
+from leased.ctl.enrolled import FORMAT
 from leased.ctl.usage_text import Verbs, verb
 from leased.ctl.witnesses import add_policy, check_quorum, read_policy
 from leased.durable.files import DirectoryDisk
@@ -36,7 +37,6 @@ from leased.terms.identity import ID_BYTES
 from leased.terms.reading import UNREADABLE
 from leased.wire import parameters, replies
 
-ENROLMENT: Final = "leased-enrolment/1"
 SEQUENCE_DIGITS_MAX: Final = 16
 
 
@@ -248,7 +248,7 @@ def _enrolment(opened: ReadLog) -> dict[str, Any]:
         raise StateError("the log is empty: start the agent once")
     key = verified.public_key or identity.public_key
     return {
-        "format": ENROLMENT,
+        "format": FORMAT,
         "node_id": node_id.hex(),
         "log_id": identity.log_id.hex(),
         "origin": identity.origin,

@@ -25,15 +25,16 @@ from leased.collector import config as configuration
 from leased.collector.archive.manifest import LogEntry, ManifestTables
 from leased.collector.archive.manifests import open_manifest, own_directory, share
 from leased.collector.case import bundles_of, resolution_text
-from leased.collector.enrolment import FILE_BYTES_MAX, read_enrolment
 from leased.collector.enrolment import enrol as enrol_log
-from leased.collector.pulling import Reached, whose
+from leased.collector.enrolment import read_enrolment
+from leased.collector.pulling import Reached, name_of
 from leased.collector.pulling import pull as pull_nodes
 from leased.collector.reconcile import Verdict
 from leased.collector.retention import upkeep
 from leased.collector.witness import load_cosigner, os_entropy
 from leased.ctl import render
 from leased.ctl.console import Console
+from leased.ctl.enrolled import FILE_BYTES_MAX
 from leased.ctl.usage_text import Verbs, verb
 from leased.durable.reading import read_file
 from leased.terms.errors import (
@@ -165,7 +166,8 @@ def pull(options: argparse.Namespace, console: Console) -> int:
         async with trio.open_nursery() as nursery:
             await nursery.start(_end_at_a_stop, nursery.cancel_scope)
             reached = await pull_nodes(
-                *(options.state, config),
+                options.state,
+                config,
                 once=options.once,
                 only=options.node,
                 tell=tell,
@@ -249,10 +251,8 @@ def enrol(options: argparse.Namespace, console: Console) -> int:
     pinned = read_enrolment(raw, source)
     options.state.mkdir(mode=0o700, exist_ok=True)
     with closing(open_manifest(options.state)) as manifest:
-        told = enrol_log(
-            *(manifest, options.name, options.url, pinned, console.wall_ns()),
-            replace=options.replace,
-        )
+        now_ns, replace = console.wall_ns(), options.replace
+        told = enrol_log(manifest, options.name, options.url, pinned, now_ns, replace=replace)
     console.say(told or f"{options.name}: followed already")
     return 0
 
@@ -340,8 +340,7 @@ def _followed(manifest: ManifestTables, name: str) -> LogEntry:
 
 def cosigner(options: argparse.Namespace, console: Console) -> int:
     """Print the cosigning key, made if there is none."""
-    config = configuration.load(options.config)
-    name = config.name or whose(Path(config.certificate))[1]
+    name = name_of(configuration.load(options.config))
     directory = own_directory(options.state, name)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = load_cosigner(directory, name, os_entropy).key
