@@ -10,7 +10,6 @@ Does not parse arguments (`verbs`) and does not pull.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -61,6 +60,7 @@ from leased.collector.telemetry.store import Store, recorded
 from leased.collector.telemetry.views import queue_depth
 from leased.collector.webhooks.mailing import Mailing
 from leased.collector.webhooks.watcher import Look
+from leased.collector.witness import os_entropy
 from leased.economics.contracts import Terms
 from leased.economics.rates import RateCard
 from leased.economics.waste import Judged
@@ -97,7 +97,7 @@ class Desk:
         self.books = Books(
             state, self._terms, say, make_engine=engines.maker(self._settings.store, directory)
         )
-        self._keeping = Keeping(state, lambda: secrets.token_bytes(16))
+        self._keeping = Keeping(state, os_entropy)
         try:
             self._keeping.register.check()
             fleet = self._settings.governance.fleet
@@ -132,7 +132,8 @@ class Desk:
                 self._samples, wall_ns=wall_ns, newest_ns=self._newest_ns
             )
             self.server = Server(
-                *(Mounted(self.telemetry, self.application), self._settings.http),
+                Mounted(self.telemetry, self.application),
+                self._settings.http,
                 directory=directory,
                 identify=partial(identify, fleet=fleet),
             )
@@ -150,7 +151,7 @@ class Desk:
             writer=self._keeping.writer,
             ground=lambda: self._ground,
             known=lambda: [*self.books.fleet.tenants(), *self._agreed()],
-            entropy=lambda: secrets.token_bytes(16),
+            entropy=os_entropy,
             tell=self.hooks.tell,
             newest_ns=self._newest_ns,
         )

@@ -71,9 +71,8 @@ def _restore(options: argparse.Namespace, console: Console) -> int:
     terms = terms_by(options)
     checked = restore(options.directory, options.state, console.progress)
     with closing(ArchiveReader(options.state)) as archive:
-        Store(options.state).refresh(
-            archive, retired=frozenset(terms.retired_nodes), progress=console.progress
-        )
+        store = Store(options.state)
+        store.refresh(archive, retired=terms.retired_nodes, progress=console.progress)
     if options.json:
         console.document(msgspec.to_builtins(checked))
         return 0

@@ -144,8 +144,7 @@ def _bring_along(store: Store, archive: ArchiveReader, terms: Terms, console: Co
     ends_s = time.monotonic() + FIRST_S_MAX
     while True:
         try:
-            retired = frozenset(terms.retired_nodes)
-            store.refresh(archive, retired=retired, progress=console.progress)
+            store.refresh(archive, retired=terms.retired_nodes, progress=console.progress)
             return
         except StoreBusy:
             if store.rollups.listing().nodes or time.monotonic() > ends_s:
@@ -161,28 +160,23 @@ def _store(options: argparse.Namespace) -> Store:
 
 def refresh(options: argparse.Namespace, console: Console) -> int:
     """Bring everything up to date."""
-    terms = terms_by(options)
+    retired = terms_by(options).retired_nodes
     with closing(ArchiveReader(options.state)) as archive:
-        done = _store(options).refresh(
-            archive, retired=frozenset(terms.retired_nodes), progress=console.progress
-        )
+        done = _store(options).refresh(archive, retired=retired, progress=console.progress)
     _tell(options, console, done, [])
     return 0
 
 
 def rebuild(options: argparse.Namespace, console: Console) -> int:
     """Make everything again; 65 if something was not what the raw segments say."""
-    terms = terms_by(options)
+    retired = terms_by(options).retired_nodes
     with closing(ArchiveReader(options.state)) as archive:
         store = _store(options)
-        done, changed = store.rebuild(
-            archive, retired=frozenset(terms.retired_nodes), progress=console.progress
-        )
+        done, changed = store.rebuild(archive, retired=retired, progress=console.progress)
         if options.reference:
             console.progress("folding every chain")
-            changed += compare(
-                *(StoreSource(store.rollups), read_archive(archive)), archive.kept.floor().floor_ns
-            )
+            floor_ns = archive.kept.floor().floor_ns
+            changed += compare(StoreSource(store.rollups), read_archive(archive), floor_ns)
     _tell(options, console, done, changed)
     return EX_DATAERR if changed else 0
 

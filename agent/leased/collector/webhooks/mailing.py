@@ -8,7 +8,6 @@ Does not speak HTTP as a server (`api.webhooks`).
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
 import ssl
 from collections import Counter
@@ -28,6 +27,7 @@ from leased.collector.webhooks.outbox import Outbox
 from leased.collector.webhooks.receivers import Receivers, change_fact
 from leased.collector.webhooks.signing import load_keys, public_text
 from leased.collector.webhooks.watcher import Look, Watcher
+from leased.collector.witness import os_entropy
 from leased.terms.errors import ConfigError
 
 OUTCOMES: Final = ("delivered", "failed", "dead", "disabled")
@@ -58,7 +58,7 @@ class Mailing:
                 register,
                 make(register.connection),
                 allowed=chosen.private_networks,
-                entropy=entropy,
+                entropy=os_entropy,
                 overlap_ns=chosen.overlap_ns,
             )
             for register in (keeping.register, keeping.writer)
@@ -74,7 +74,7 @@ class Mailing:
             timeout_ns=chosen.timeout_ns,
             concurrency=chosen.concurrency,
             wall_ns=wall_ns,
-            entropy=entropy,
+            entropy=os_entropy,
             agent=f"leased-collector/{__version__}",
             keys=keys,
             say=say,
@@ -133,8 +133,3 @@ def trust(ca: str, directory: Path) -> ssl.SSLContext:
         except OSError as error:  # an SSLError is one
             raise ConfigError(f"webhooks.ca: {directory / ca}: {error}") from error
     return context
-
-
-def entropy() -> bytes:
-    """16 random bytes."""
-    return secrets.token_bytes(16)

@@ -22,10 +22,10 @@ from typing import Any
 from leased.collector.api import settings, webhooks
 from leased.collector.governance.keeping import DIRECTORY
 from leased.collector.governance.register import Register
-from leased.collector.webhooks.mailing import entropy
 from leased.collector.webhooks.outbox import Outbox
 from leased.collector.webhooks.receivers import Receivers
 from leased.collector.webhooks.signing import load_keys, public_text
+from leased.collector.witness import os_entropy
 from leased.ctl import render
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Parser, Verbs, verb
@@ -114,7 +114,7 @@ def _open(options: argparse.Namespace) -> Iterator[Receivers]:
             kept,
             Outbox(kept.connection, f"urn:leased:fleet:{chosen.governance.fleet}"),
             allowed=chosen.webhooks.private_networks,
-            entropy=entropy,
+            entropy=os_entropy,
             overlap_ns=chosen.webhooks.overlap_ns,
         )
 

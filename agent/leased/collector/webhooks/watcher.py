@@ -154,10 +154,8 @@ class Watcher:
             if record.sequence >= to:
                 return
             event = decode(record.kind, record.schema, record.body, sequence=record.sequence)
-            kind = KINDS.get(type(event)) if isinstance(event, LeaseEvent) else None
-            if kind is None or not isinstance(event, LeaseEvent):
-                continue
-            yield lease_fact(kind, event, record, entry)
+            if isinstance(event, LeaseEvent) and type(event) in KINDS:
+                yield lease_fact(KINDS[type(event)], event, record, entry)
 
     def _follow_verdict(
         self,
@@ -239,11 +237,8 @@ class Watcher:
                     "threshold_percent": now / 10,
                     "used_percent": int(share * 1000) / 10,
                 }
-                place = f"tenants/{tenant}"
-                yield Fact(
-                    *(Kind.QUOTA_THRESHOLD, f"{tenant}/{key}/{now}/{now_ns}", place),
-                    *(tenant, now_ns, data),
-                )
+                place, id = f"tenants/{tenant}", f"{tenant}/{key}/{now}/{now_ns}"
+                yield Fact(Kind.QUOTA_THRESHOLD, id, place, tenant, now_ns, data)
         for name in known:
             outbox.drop_cursor(name)
 
