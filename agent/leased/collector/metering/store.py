@@ -72,7 +72,6 @@ class Store:
     """The derived state below one state directory."""
 
     def __init__(self, directory: Path, *, make_engine: MakeEngine | None = None) -> None:
-        self.state = directory
         self.directory = directory / DERIVED
         self.rollups = Rollups(self.directory)
         self._make_engine = make_engine
