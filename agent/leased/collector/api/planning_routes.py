@@ -134,30 +134,14 @@ def routes(planning: Planning) -> list[Route]:
     get = partial(Route, "GET", slow=True)
     dear = partial(get, scope=Scope.COST, problems=(404, 422, 503))
     return [
-        get(
-            *(f"{top}/placement", planning.placement, "Where a request would go best"),
-            advice.Placement,
-            takes_query=PlacementQuery,
-            problems=(422, 503),
-        ),
-        dear(
-            *(f"{top}/sensitivity", planning.sensitivity, "What workloads live by"),
-            advice.SensitivityReport,
-            takes_query=BackQuery,
-        ),
-        dear(
-            *("/v1/governance/economics/slo", planning.levels, "What each tier promised and kept"),
-            ServiceLevels,
-            takes_query=BackQuery,
-        ),
-        dear(
-            *(f"{top}/spot", planning.spot, "What a share of spot capacity would cost"),
-            SpotPlan,
-            takes_query=SpotQuery,
-        ),
-        dear(
-            *(f"{top}/scaling", planning.scheduled, "What scaling by schedule would cost"),
-            ScalingPlan,
-            takes_query=BackQuery,
-        ),
-    ]
+        get(f"{top}/placement", planning.placement, "Where a request would go best",
+            advice.Placement, takes_query=PlacementQuery, problems=(422, 503)),
+        dear(f"{top}/sensitivity", planning.sensitivity, "What workloads live by",
+             advice.SensitivityReport, takes_query=BackQuery),
+        dear("/v1/governance/economics/slo", planning.levels, "What each tier promised and kept",
+             ServiceLevels, takes_query=BackQuery),
+        dear(f"{top}/spot", planning.spot, "What a share of spot capacity would cost",
+             SpotPlan, takes_query=SpotQuery),
+        dear(f"{top}/scaling", planning.scheduled, "What scaling by schedule would cost",
+             ScalingPlan, takes_query=BackQuery),
+    ]  # fmt: skip
