@@ -12,6 +12,7 @@ Does not talk to nodes.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -21,11 +22,13 @@ from leased.chain.note import ED25519, parse_key
 from leased.collector.archive.manifest import LogEntry, ManifestTables
 from leased.collector.ingest import Pinned, State, decode_state, encode_state
 from leased.collector.transport import check_url
-from leased.ctl.enrolled import FILE_BYTES_MAX, FORMAT
 from leased.durable import reading
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.identity import parse_id
 from leased.terms.reading import INTEGER_MAX, UNREADABLE
+
+FORMAT: Final = "leased-enrolment/1"
+FILE_BYTES_MAX: Final = 64 * 1024
 
 
 class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
