@@ -51,8 +51,8 @@ from leased.collector.api.server import Server
 from leased.collector.api.settings import Settings
 from leased.collector.archive.floor import Kept
 from leased.collector.archive.room import free_bytes
+from leased.collector.governance.directory import KEY_NAME, GovernanceDirectory
 from leased.collector.governance.issuer import Issuer
-from leased.collector.governance.keeping import KEY_NAME, Keeping
 from leased.collector.metering import engines
 from leased.collector.planning import capacity
 from leased.collector.telemetry.receiver import Mounted, Receiver
@@ -97,13 +97,13 @@ class Desk:
         self.books = Books(
             state, self._terms, say, make_engine=engines.maker(self._settings.store, directory)
         )
-        self._keeping = Keeping(state, os_entropy)
+        self._governance = GovernanceDirectory(state, os_entropy)
         try:
-            self._keeping.register.check()
+            self._governance.register.check()
             fleet = self._settings.governance.fleet
             self.issuer = Issuer(
-                register=self._keeping.register,
-                signer=self._keeping.signer,
+                register=self._governance.register,
+                signer=self._governance.signer,
                 key_name=KEY_NAME.format(fleet=fleet),
                 fleet=fleet,
                 ground=lambda: self._ground,
@@ -117,7 +117,7 @@ class Desk:
             )
             self.hooks = Mailing(
                 self._settings.webhooks,
-                self._keeping,
+                self._governance,
                 state,
                 directory,
                 source=f"urn:leased:fleet:{fleet}",
@@ -138,7 +138,7 @@ class Desk:
                 identify=partial(identify, fleet=fleet),
             )
         except BaseException:
-            self._keeping.close()
+            self._governance.close()
             raise
 
     def _agreed(self) -> list[str]:
@@ -147,8 +147,8 @@ class Desk:
 
     def _table(self) -> list[Route]:
         self._quotas = quotas.Quotas(
-            register=self._keeping.register,
-            writer=self._keeping.writer,
+            register=self._governance.register,
+            writer=self._governance.writer,
             ground=lambda: self._ground,
             known=lambda: [*self.books.fleet.tenants(), *self._agreed()],
             entropy=os_entropy,
@@ -220,7 +220,7 @@ class Desk:
             self.routes,
             gate=self._gate,
             pace=Pace(http.requests_per_s_max, http.requests_burst),
-            keeper=self._keeping.writer,
+            keeper=self._governance.writer,
             wall_ns=wall_ns,
             body_bytes_max=http.body_bytes_max,
             written=self._written,
@@ -324,4 +324,4 @@ class Desk:
         """Let go of everything. Idempotent."""
         self._samples.close()
         self.hooks.close()
-        self._keeping.close()
+        self._governance.close()

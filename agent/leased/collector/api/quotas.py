@@ -18,8 +18,7 @@ import msgspec
 from leased.collector.api import forms
 from leased.collector.api.meanings import read_duration, read_instant, read_terms
 from leased.collector.api.problems import Problem
-from leased.collector.api.routes import Answer, Call
-from leased.collector.api.shown import (
+from leased.collector.api.quota_answers import (
     ChangeSeen,
     ChangesSeen,
     OverrideSeen,
@@ -33,6 +32,7 @@ from leased.collector.api.shown import (
     quantities,
     terms_seen,
 )
+from leased.collector.api.routes import Answer, Call
 from leased.collector.governance import windows
 from leased.collector.governance.divider import openings_at
 from leased.collector.governance.policies import (

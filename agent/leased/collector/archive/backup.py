@@ -32,7 +32,7 @@ from leased.collector.archive.floor import Kept
 from leased.collector.archive.manifest import DATABASE, Manifest
 from leased.collector.archive.manifests import COLLECTORS, POINTER, export, is_shared, is_there
 from leased.collector.archive.segments import SEGMENTS
-from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
+from leased.collector.governance.directory import DIRECTORY as GOVERNANCE
 from leased.collector.governance.register import DATABASE as REGISTER
 from leased.collector.governance.register import Register
 from leased.collector.heads import DATABASE as HEADS

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from leased.collector.api import settings, webhooks
-from leased.collector.governance.keeping import DIRECTORY
+from leased.collector.governance.directory import DIRECTORY
 from leased.collector.governance.register import Register
 from leased.collector.webhooks.outbox import Outbox
 from leased.collector.webhooks.receivers import Receivers
