@@ -125,6 +125,13 @@ def test_another_key_has_signed_nothing_of_it(copied: Path) -> None:
     assert status == 65 and "BAD_SIGNATURE" in err
 
 
+def test_an_enrolment_without_an_origin_proves_no_bill(copied: Path) -> None:
+    [file, *_] = sorted((copied / "enrolments").iterdir())
+    file.write_text(file.read_text().replace('"origin"', '"of"'))
+    status, _, err = verify(copied, *by_all(copied))
+    assert status == 65 and "lacks the log's origin" in err
+
+
 def test_a_chain_that_no_enrolment_is_for_proves_nothing(copied: Path) -> None:
     [file, other] = sorted((copied / "enrolments").iterdir())
     file.unlink()

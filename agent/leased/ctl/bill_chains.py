@@ -59,6 +59,8 @@ def read_signers(paths: Iterable[Path], now_ns: int) -> dict[str, Signer]:
     for path in paths:
         for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
             one = read_signer(file, now_ns)
+            if not one.origin:
+                raise InvalidParameter("enrolment", f"{file}: lacks the log's origin")
             found[one.log_id.hex()] = one
     return found
 

@@ -29,8 +29,8 @@ class _File(msgspec.Struct, frozen=True):
 
     format: str
     log_id: str
-    origin: str
     first_public_key: str
+    origin: str = ""
     epoch_ns: int = 0
     seal_epoch: int | None = None
     seal_key: str | None = None
