@@ -14,7 +14,7 @@ import pytest
 
 from leased.chain.policy_note import open_policy, parse_key
 from leased.collector.api.callers import hash_of
-from leased.collector.governance.keeping import DIRECTORY
+from leased.collector.governance.directory import DIRECTORY
 from leased.collector.governance.register import Register
 from leased.terms.errors import ChainError
 from leased.terms.policy import CapacityLimit, Mode, Strategy

@@ -21,11 +21,6 @@ NODE, OTHER = "1" * 32, "2" * 32
 
 
 @pytest.fixture
-def pki(tmp_path: Path) -> FleetPki:
-    return FleetPki(tmp_path / "pki")
-
-
-@pytest.fixture
 def server(tmp_path: Path, pki: FleetPki) -> Iterator[CollectorServer]:
     with over_tls(tmp_path / "collector", pki) as running:
         yield running

@@ -18,7 +18,7 @@ from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.invoices import Invoices
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.archive.backup import back_up
-from leased.collector.demo import Node, Wish, make_fleet
+from leased.collector.demo import Node, Wish
 from leased.collector.main import main as leased_collector
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
@@ -28,6 +28,7 @@ from leased.ctl.console import Console
 from leased.ctl.main import main as leasectl
 from leased.economics.contracts import Terms
 from leased.terms.quantity import parse_instant
+from tests.doubles.demo_fleet import cosigned_fleet
 from tests.doubles.fleet_archive import sample
 
 UNTIL_NS = parse_instant("2026-01-05T00:00:00Z")
@@ -54,12 +55,7 @@ def enrol(directory: Path, log_id: str, node_id: str, origin: str, key: bytes) -
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """state/ with two signed chains, enrolments/ of both, bill.json of December."""
     where = tmp_path_factory.mktemp("fleet")
-    archive = Archive(where / "state")
-    make_fleet(archive, WISH)
-    for entry in archive.logs():
-        archive.manifest.set(entry.log_id, entry.head, cosigned_size=entry.head.size)
-    Store(where / "state").refresh(archive)
-    archive.close()
+    cosigned_fleet(where / "state", WISH)
     for number in range(WISH.nodes):
         node = Node(WISH, number)
         key = node.signer.public_key
@@ -127,6 +123,13 @@ def test_another_key_has_signed_nothing_of_it(copied: Path) -> None:
     enrol(copied / "enrolments", told["log_id"], told["node_id"], told["origin"], key)
     status, _, err = verify(copied, *by_all(copied))
     assert status == 65 and "BAD_SIGNATURE" in err
+
+
+def test_an_enrolment_without_an_origin_proves_no_bill(copied: Path) -> None:
+    [file, *_] = sorted((copied / "enrolments").iterdir())
+    file.write_text(file.read_text().replace('"origin"', '"of"'))
+    status, _, err = verify(copied, *by_all(copied))
+    assert status == 65 and "lacks the log's origin" in err
 
 
 def test_a_chain_that_no_enrolment_is_for_proves_nothing(copied: Path) -> None:

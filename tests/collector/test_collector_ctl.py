@@ -244,7 +244,9 @@ def forked(state: Path) -> str:
     archive = Archive(state)
     make_fleet(archive, Wish(1, 2, 7, END_NS, 4), lambda text: None)
     [entry] = archive.logs()
-    archive.judge(entry.log_id, entry.head, "FORK", "two records 7", END_NS)
+    archive.manifest.set(
+        entry.log_id, entry.head, verdict="FORK", why="two records 7", since_ns=END_NS
+    )
     archive.close()
     return entry.log_id
 

@@ -30,11 +30,6 @@ ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY / "agent"), "PATH": "/usr/bin:/bin"}
 
 
 @pytest.fixture
-def pki(tmp_path: Path) -> FleetPki:
-    return FleetPki(tmp_path / "pki")
-
-
-@pytest.fixture
 def server(tmp_path: Path, pki: FleetPki) -> Iterator[CollectorServer]:
     more = f'\nca_key = "{pki.ca.with_suffix(".key")}"'
     with over_tls(tmp_path / "collector", pki, more) as running:

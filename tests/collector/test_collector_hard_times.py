@@ -49,11 +49,6 @@ NODES = int(os.environ.get("LEASED_FLEET_NODES", "1000"))
 
 
 @pytest.fixture
-def pki(tmp_path: Path) -> FleetPki:
-    return FleetPki(tmp_path / "pki")
-
-
-@pytest.fixture
 def west(tmp_path: Path, pki: FleetPki) -> Collector:
     return Collector(tmp_path, pki)
 

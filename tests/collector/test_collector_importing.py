@@ -26,12 +26,7 @@ from leased.terms import event as e
 from leased.terms.errors import ChainError, StateError
 from leased.terms.moment import Moment
 from tests.collector.test_collector_ingest import live, node
-from tests.collector.test_collector_pull import (
-    OPERATOR,
-    Collector,
-    pki,  # noqa: F401
-    serving,
-)
+from tests.collector.test_collector_pull import OPERATOR, Collector, serving
 from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.logs import BOOT, moment_at
 from tests.doubles.node_server import NodeServer
@@ -66,7 +61,7 @@ def bring(state: Path, source: Path, **most: int) -> Imported:
 
 
 @pytest.fixture
-def west(tmp_path: Path, pki: FleetPki) -> Collector:  # noqa: F811
+def west(tmp_path: Path, pki: FleetPki) -> Collector:
     return Collector(tmp_path, pki)
 
 
@@ -81,7 +76,7 @@ def server(west: Collector) -> NodeServer:
 
 async def test_what_a_node_has_pruned_comes_from_another_collector(
     tmp_path: Path,
-    pki: FleetPki,  # noqa: F811
+    pki: FleetPki,
     west: Collector,
 ) -> None:
     east, server = Collector(tmp_path, pki, "east"), NodeServer(node(epoch_ns=EPOCH_NS))
@@ -110,7 +105,7 @@ async def test_what_a_node_has_pruned_comes_from_another_collector(
 
 async def test_what_another_collector_has_a_note_of_is_taken_to_the_last_record(
     tmp_path: Path,
-    pki: FleetPki,  # noqa: F811
+    pki: FleetPki,
     west: Collector,
     server: NodeServer,
 ) -> None:

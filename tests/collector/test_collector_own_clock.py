@@ -99,11 +99,6 @@ class SetClock:
         return msgspec.structs.replace(at, wall_ns=at.wall_ns + self.by_ns)
 
 
-@pytest.fixture
-def pki(tmp_path: Path) -> FleetPki:
-    return FleetPki(tmp_path / "pki")
-
-
 YEAR_NS = 365 * DAY_NS
 
 

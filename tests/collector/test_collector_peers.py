@@ -42,11 +42,6 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def pki(tmp_path: Path) -> FleetPki:
-    return FleetPki(tmp_path / "pki")
-
-
-@pytest.fixture
 def pair(tmp_path: Path, pki: FleetPki) -> tuple[Collector, Collector]:
     """Two collectors that serve their own logs and have enrolled each other's."""
     west, east = Collector(tmp_path, pki, "west"), Collector(tmp_path, pki, "east")

@@ -131,11 +131,6 @@ class Collector:
 
 
 @pytest.fixture
-def pki(tmp_path: Path) -> FleetPki:
-    return FleetPki(tmp_path / "pki")
-
-
-@pytest.fixture
 def west(tmp_path: Path, pki: FleetPki) -> Collector:
     return Collector(tmp_path, pki)
 

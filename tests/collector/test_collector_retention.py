@@ -257,7 +257,9 @@ def test_nothing_goes_that_somebody_needs(state: Path, need: str) -> None:
         [tenant, *_] = sorted((state / "invoices").glob("tenant=*"))
         (tenant / "2025-10.json").unlink()
     elif need == "verdict":
-        archive.judge(entry.log_id, entry.head, "FORK", "two records 7", NOW_NS)
+        archive.manifest.set(
+            entry.log_id, entry.head, verdict="FORK", why="two records 7", since_ns=NOW_NS
+        )
     elif need == "cosigned":
         archive.manifest.set(entry.log_id, entry.head, cosigned_size=0)
     elif need == "node":

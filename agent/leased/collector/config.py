@@ -93,13 +93,16 @@ def read_config(path: Path | None) -> dict[str, Any]:
     """The configuration in `path`; without one that of /etc, if there is any. Raises
     ConfigError."""
     path = path or CONFIG
+    return {} if path == CONFIG and not path.exists() else read_document(path)
+
+
+def read_document(path: Path, *, pipe: bool = False) -> dict[str, Any]:
+    """What a TOML file says. Raises ConfigError, which names the file."""
     try:
-        return read_toml(read_text(path))
-    except FileNotFoundError:
-        if path != CONFIG:
-            raise ConfigError(f"{path}: there is no such file") from None
-        return {}
-    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        return read_toml(read_text(path, pipe=pipe))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
@@ -116,12 +119,7 @@ def read_section(
 
 def load(path: Path) -> PullConfig:
     """The configuration in `path`. Raises ConfigError."""
-    try:
-        found = read_toml(read_text(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (UnicodeDecodeError, ConfigError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    found = read_document(path)
     ours = {key: value for key, value in found.items() if key not in OTHER_SECTIONS}
     try:
         read = fields(ours, _SECTIONS, "", also=OTHER_SECTIONS)

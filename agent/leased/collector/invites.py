@@ -28,6 +28,7 @@ DATABASE: Final = "invites.sqlite"
 KEPT_NS: Final = 30 * DAY_NS
 """How long what became of an invite is remembered after its end."""
 
+_FIELDS: Final = "id, name, url, node_id, hosts, expires_ns, used_ns"
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS invites (
     id         TEXT PRIMARY KEY,
@@ -125,14 +126,8 @@ class Invites(Database):
 
     def remembered(self) -> list[Invite]:
         """All that are remembered, the newest first; without their secrets, which nobody has."""
-        rows = self._ask(
-            "SELECT id, name, url, node_id, hosts, expires_ns, used_ns FROM invites "
-            "ORDER BY expires_ns DESC, id"
-        ).fetchall()
-        return [
-            Invite(number, name, url, node_id, tuple(hosts.split()), expires_ns, used_ns)
-            for number, name, url, node_id, hosts, expires_ns, used_ns in rows
-        ]
+        rows = self._ask(f"SELECT {_FIELDS} FROM invites ORDER BY expires_ns DESC, id").fetchall()
+        return [_invite(*row) for row in rows]
 
     def withdraw(self, number: str) -> bool:
         """Make an invite useless. False: there is no unused one of this id."""
@@ -143,16 +138,19 @@ class Invites(Database):
 
     def _find(self, number: str, secret: str) -> tuple[Invite, str, bytes] | None:
         row = self._ask(
-            "SELECT secret, id, name, url, node_id, hosts, expires_ns, used_ns, request, answer "
-            "FROM invites WHERE id = ?",
-            (number,),
+            f"SELECT secret, request, answer, {_FIELDS} FROM invites WHERE id = ?", (number,)
         ).fetchone()
         # Compared in constant time: who guesses learns nothing of the hash.
         if row is None or not secrets.compare_digest(row[0], _hash(secret)):
             return None
-        _, id_, name, url, node_id, hosts, expires_ns, used_ns, request, answer = row
-        invite = Invite(id_, name, url, node_id, tuple(hosts.split()), expires_ns, used_ns)
-        return invite, request, bytes(answer)
+        _, request, answer, *fields = row
+        return _invite(*fields), request, bytes(answer)
+
+
+def _invite(
+    number: str, name: str, url: str, node_id: str, hosts: str, expires_ns: int, used_ns: int
+) -> Invite:
+    return Invite(number, name, url, node_id, tuple(hosts.split()), expires_ns, used_ns)
 
 
 def draw(entropy: Callable[[], bytes], ca_sha256: str) -> Invitation:

@@ -55,7 +55,6 @@ class Puller:
         self.log_id = entry.log_id
         self.entry = entry
         self.state: State = decode_state(entry.state)
-        self.verdict = Verdict(entry.verdict)
         self.unreachable = ""
         self.kept_from = ""
         """What was pulled could not be stored: why the archive could not be reached."""
@@ -66,6 +65,16 @@ class Puller:
         self._set_ns = run.clock.set_ns()
         self._cosigned_s = -math.inf
         self._adrift = False
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the log, as it stands in the manifest."""
+        return Verdict(self.entry.verdict)
+
+    async def _set(self, **fields: Any) -> None:
+        """Say this of the log, in the manifest and here. Raises CursorMoved."""
+        await self._run.storer.set(self.log_id, self.entry.head, fields)
+        self.entry = msgspec.structs.replace(self.entry, **(fields | {"state": b""}))
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
@@ -153,13 +162,7 @@ class Puller:
     async def _pull(self, connection: Connection, wait_ms: int) -> bool:
         """One page, from the question to the disk; whether the log ends there."""
         run, config = self._run, self._run.config
-        held, reading = False, trio.CancelScope()
-
-        async def take_room() -> None:
-            nonlocal held
-            await run.rooms.take(reading)
-            held = True
-
+        reading = trio.CancelScope()
         try:
             known = await self._heads()
             with reading:
@@ -170,7 +173,7 @@ class Puller:
                     bytes_max=config.page_bytes,
                     wait_ms=wait_ms,
                     timeout_s=config.timeout_ns / NS_PER_S,
-                    before_body=take_room,
+                    before_body=lambda: run.rooms.take(reading),
                 )
                 run.rooms.read(reading)
             if reading.cancelled_caught:
@@ -184,8 +187,7 @@ class Puller:
                 await self._compare(known, taken, connection)
             return taken is None or taken.fresh
         finally:
-            if held:
-                run.rooms.leave(reading)
+            run.rooms.leave(reading)
 
     async def _check(self, page: bytes, connection: Connection) -> Taken | None:
         try:
@@ -244,8 +246,8 @@ class Puller:
             await self._tell_stale(stopped, anew=was is not Verdict.STALE)
         elif self.unreachable or was is Verdict.STALE:
             run.tell(self.name, f"reached again, at {page.after.size} records")
-        self.verdict, self.unreachable, self._failures, self._slow_s = verdict, "", 0, 0
-        self.kept_from = ""
+        self.unreachable = self.kept_from = ""
+        self._failures = self._slow_s = 0
         if taken.fresh:
             run.skews.note(self.name, taken.trailer.wall_ns - now_ns)
 
@@ -314,9 +316,7 @@ class Puller:
             await self._found(judge_problem(self.state, answer), connection, answer)
             return
         self.state = msgspec.structs.replace(self.state, loud=False)
-        fields = {"cosigned_size": entry.head.size, "state": encode_state(self.state)}
-        await run.storer.set(self.log_id, entry.head, fields)
-        self.entry = msgspec.structs.replace(entry, cosigned_size=entry.head.size)
+        await self._set(cosigned_size=entry.head.size, state=encode_state(self.state))
 
     async def _found(
         self,
@@ -335,31 +335,25 @@ class Puller:
         await run.storer.call(
             lambda: run.case.close(run.witness, state, entry, finding, bundle)
         )
-        fields = {"verdict": finding.verdict, "why": finding.why, "since_ns": now_ns}
-        await run.storer.set(self.log_id, entry.head, fields)
-        self.verdict = finding.verdict
-        self.entry = msgspec.structs.replace(entry, verdict=finding.verdict, why=finding.why)
+        await self._set(verdict=finding.verdict, why=finding.why, since_ns=now_ns)
 
     async def _note_silence(self) -> None:
         moved, now_ns = self._move_with_clock(), self._run.wall_ns()
         if self.entry.contact_ns > now_ns or moved:
             # Our own clock was ahead, before this run: silence counts from here on.
-            at_ns = min(self.entry.contact_ns, now_ns)
-            await self._run.storer.set(self.log_id, self.entry.head, {"contact_ns": at_ns})
-            self.entry = msgspec.structs.replace(self.entry, contact_ns=at_ns)
+            await self._set(contact_ns=min(self.entry.contact_ns, now_ns))
         if self.verdict.sticky or self.verdict is Verdict.STALE:
             return
         finding = judge_silence(self.state, self.entry.contact_ns, now_ns)
         if finding is not None:
             await self._tell_stale(finding, anew=True)
-            self.verdict = finding.verdict
 
     async def _tell_stale(self, finding: Finding, *, anew: bool) -> None:
         fields: dict[str, Any] = {"verdict": finding.verdict, "why": finding.why}
         if anew:
             self._run.tell(self.name, f"{finding.verdict}: {finding.why}")
             fields["since_ns"] = self._run.wall_ns()
-        await self._run.storer.set(self.log_id, self.entry.head, fields)
+        await self._set(**fields)
 
     async def _look_for_resolution(self) -> None:
         """Whether an operator has resolved the verdict meanwhile."""
@@ -386,7 +380,6 @@ class Puller:
         if entry is None:
             raise StateError(f"log {self.log_id} is not in the manifest any more")
         self.entry, self.state = entry, decode_state(entry.state)
-        self.verdict = Verdict(entry.verdict)
 
     def _delay_s(self) -> float:
         """How long to wait before the next turn, where silence is judged: never as a node likes."""

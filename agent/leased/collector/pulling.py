@@ -202,16 +202,17 @@ async def _run(
             outer.start_soon(door.run)
         try:
             async with trio.open_nursery() as inner:
+
+                def begin(one: _Followed) -> None:
+                    inner.start_soon(one.run, _one_turn if once else Puller.run)
+
                 while True:
                     if told := run.clock.look_again():
                         run.tell("clock", told)
                     if door is not None and (told := door.look_again()):
                         run.tell("own log", told)
                     try:
-                        await _deal(
-                            *(run, archive, sharing, followed, only),
-                            lambda one: inner.start_soon(one.run, _one_turn if once else _follow),
-                        )
+                        await _deal(run, archive, sharing, followed, only, begin)
                         run.archive.end()
                     except ManifestGone as error:
                         run.archive.begin(str(error))
@@ -313,10 +314,6 @@ async def _puller(run: Run, name: str, url: str, log_id: str) -> Puller:
     return Puller(run, entry, parse_url(url, entry.node))
 
 
-async def _follow(puller: Puller) -> None:
-    await puller.run()
-
-
 async def _one_turn(puller: Puller) -> None:
     """To the end of the log, in as many turns as that takes."""
     while True:
@@ -335,6 +332,11 @@ def _reached(puller: Puller) -> Reached:
         entry.cosigned_size,
         puller.unreachable or puller.kept_from,
     )
+
+
+def name_of(config: PullConfig) -> str:
+    """As which of those that pull it is known to nodes. Raises ConfigError."""
+    return config.name or whose(Path(config.certificate))[1]
 
 
 def whose(path: Path) -> tuple[str, str]:

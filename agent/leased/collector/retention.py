@@ -37,7 +37,7 @@ from leased.collector.archive.manifest import CursorMoved, LogEntry
 from leased.collector.archive.parts import RETENTION_PART
 from leased.collector.archive.prefix import stand_in
 from leased.collector.archive.segments import Segment
-from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
+from leased.collector.governance.directory import DIRECTORY as GOVERNANCE
 from leased.collector.governance.register import Register
 from leased.collector.metering.engines import load_store, maker
 from leased.collector.metering.frozen import Frozen

@@ -21,7 +21,7 @@ from leased.collector.accounts.accounts import Accounts, NoData
 from leased.collector.accounts.corrections import corrected
 from leased.collector.accounts.invoices import Invoices
 from leased.collector.archive.archive import ArchiveReader
-from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
+from leased.collector.governance.directory import DIRECTORY as GOVERNANCE
 from leased.collector.governance.register import DATABASE as REGISTER
 from leased.collector.governance.register import Register
 from leased.collector.metering.rollup import Listing

@@ -69,6 +69,7 @@ class Rooms:
 
     def __init__(self, most: int) -> None:
         self._places = trio.CapacityLimiter(most)
+        self._held: set[trio.CancelScope] = set()
         self._reading: dict[trio.CancelScope, float] = {}
 
     async def take(self, reading: trio.CancelScope) -> None:
@@ -77,6 +78,7 @@ class Rooms:
             oldest = next(iter(self._reading))
             oldest.deadline = self._reading.pop(oldest) + ROOM_S
         await self._places.acquire_on_behalf_of(reading)
+        self._held.add(reading)
         self._reading[reading] = trio.current_time()
 
     def read(self, reading: trio.CancelScope) -> None:
@@ -84,9 +86,11 @@ class Rooms:
         self._reading.pop(reading, None)
 
     def leave(self, reading: trio.CancelScope) -> None:
-        """It is free."""
+        """It is free, if it was taken."""
         self.read(reading)
-        self._places.release_on_behalf_of(reading)
+        if reading in self._held:
+            self._held.remove(reading)
+            self._places.release_on_behalf_of(reading)
 
 
 class Run:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -75,19 +76,17 @@ class Cosigner:
 
 def load_cosigner(directory: Path, name: str, entropy: Entropy) -> Cosigner:
     """The cosigning key of a state directory, made if there is none. Raises StateError."""
-    disk = DirectoryDisk(directory)
     path = directory / COSIGN_KEY
-    try:
+    with closing(DirectoryDisk(directory)) as disk:
         if COSIGN_KEY not in disk.names():
             seed = (entropy() + entropy())[:SEED_BYTES]
             write_whole(disk, COSIGN_KEY, Signer(seed).pem())
         if disk.mode(COSIGN_KEY) & 0o077:
             raise StateError(f"{path}: others may read the cosigning key; run `chmod 600 {path}`")
-        return Cosigner(name, parse_pem(disk.read(COSIGN_KEY)))
-    except ValueError as error:
-        raise StateError(f"{path}: {error}") from error
-    finally:
-        disk.close()
+        try:
+            return Cosigner(name, parse_pem(disk.read(COSIGN_KEY)))
+        except ValueError as error:
+            raise StateError(f"{path}: {error}") from error
 
 
 class Witness:

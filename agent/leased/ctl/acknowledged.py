@@ -81,15 +81,12 @@ def acknowledged(options: argparse.Namespace, console: Console) -> int:
     opened = read_log(log, bodies=False, signatures=False, countersigned=True)
     opened.close()
     told = judge(opened.facts, keys, quorum)
-    if options.json:
-        console.document(msgspec.to_builtins(told))
-        return 0
     pairs = [("records", f"{told.first_sequence} to {told.size - 1}")]
     for one in told.collectors:
         shown = f"the first {one.acknowledged} records" if one.acknowledged else "nothing"
         pairs.append((one.name, shown))
     pairs.append(("pruning", _waits(told)))
-    console.say(*render.fields(pairs))
+    console.answer(options.json, render.plain(told), *render.fields(pairs))
     return 0
 
 

@@ -107,11 +107,8 @@ async def revoke(options: argparse.Namespace, console: Console, session: Session
         grace_ns=grace_ns,
     )
     lease = (await session.ask(asked, replies.LeaseReply)).lease
-    if options.json:
-        console.document({"lease": render.plain(lease)})
-    else:
-        until = render.when(lease, console)
-        console.say(f"{render.short(lease_id)} {lease.runtime.state}: {until}")
+    line = f"{render.short(lease_id)} {lease.runtime.state}: {render.when(lease, console)}"
+    console.answer(options.json, {"lease": render.plain(lease)}, line)
     return 0
 
 
@@ -160,11 +157,9 @@ async def _show_use(
 async def rotate_key(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Replace the signing key."""
     told = await session.ask(parameters.RotateKey(), replies.RotateKeyReply)
-    if options.json:
-        console.document({"old_vkey": told.old_vkey, "vkey": told.vkey})
-    else:
-        console.say(f"the log is signed by {told.vkey} from here on")
-        console.say(f"before: {told.old_vkey}")
+    document = {"old_vkey": told.old_vkey, "vkey": told.vkey}
+    line = f"the log is signed by {told.vkey} from here on"
+    console.answer(options.json, document, line, f"before: {told.old_vkey}")
     return 0
 
 
@@ -172,10 +167,8 @@ async def reload(options: argparse.Namespace, console: Console, session: Session
     """Read the configuration again."""
     await session.ask(parameters.Reload(), replies.EmptyReply)
     told = await session.ask(parameters.Status(), replies.StatusReply)
-    if options.json:
-        console.document({"policy_hash": told.policy_hash})
-    else:
-        console.say(f"configuration read again; policy generation {told.policy_generation}")
+    line = f"configuration read again; policy generation {told.policy_generation}"
+    console.answer(options.json, {"policy_hash": told.policy_hash}, line)
     return 0
 
 

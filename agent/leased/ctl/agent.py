@@ -13,6 +13,7 @@ import argparse
 import os
 import string
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from typing import Final
 
 import trio
@@ -41,11 +42,9 @@ def online(verb: Verb, *, admin: bool = False) -> Callable[[argparse.Namespace, 
 
     def act(options: argparse.Namespace, console: Console) -> int:
         async def main() -> int:
-            session = Session(socket_path(options, admin=admin), timeout_s=options.timeout)
-            try:
+            path = socket_path(options, admin=admin)
+            with closing(Session(path, timeout_s=options.timeout)) as session:
                 return await verb(options, console, session)
-            finally:
-                session.close()
 
         return trio.run(main)
 
@@ -59,32 +58,14 @@ async def await_answer(session: Session) -> None:
     await session.info()
 
 
-async def find_lease(session: Session, text: str) -> str:
-    """The lease whose id begins with `text`. Raises NoSuchLease, InvalidParameter if it fits
-    several.
+async def find_lease(session: Session, text: str, *, waiting: bool = False) -> str:
+    """The lease whose id begins with `text`, or the `waiting` request. Raises NoSuchLease,
+    InvalidParameter if it fits several.
     """
-    listed = await _fitting(session, text)
-    return listed if listed is not None else text
-
-
-async def name_requeued(session: Session, asked: dict[str, object]) -> None:
-    """Let a request name the lease that it is to make up for by the beginning of its id."""
-    begins = asked.get("requeue_of")
-    if isinstance(begins, str):
-        asked["requeue_of"] = await find_lease(session, begins)
-
-
-async def find_lease_or_request(session: Session, text: str) -> str:
-    """Like `find_lease`, among the waiting requests too."""
-    listed = await _fitting(session, text, waiting=True)
-    return listed if listed is not None else text
-
-
-async def _fitting(session: Session, text: str, *, waiting: bool = False) -> str | None:
     if not text or not set(text) <= set(string.hexdigits.lower()) or len(text) > ID_CHARS:
         raise InvalidParameter("lease", f'"{text}": an id, or its beginning, is lower-case hex')
     if len(text) == ID_CHARS:
-        return None
+        return text
     listed = await session.leases(closed=True)
     known = [lease.lease_id for lease in listed.leases]
     if waiting:
@@ -95,3 +76,10 @@ async def _fitting(session: Session, text: str, *, waiting: bool = False) -> str
     if len(fitting) > 1:
         raise InvalidParameter("lease", f"{text} fits several: {', '.join(fitting)}")
     return fitting[0]
+
+
+async def name_requeued(session: Session, asked: dict[str, object]) -> None:
+    """Let a request name the lease that it is to make up for by the beginning of its id."""
+    begins = asked.get("requeue_of")
+    if isinstance(begins, str):
+        asked["requeue_of"] = await find_lease(session, begins)

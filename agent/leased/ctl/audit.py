@@ -92,13 +92,10 @@ def verify(options: argparse.Namespace, console: Console) -> int:
     if options.online:
         return online(_verify_online, admin=True)(options, console)
     console.progress(f"verifying {options.log}")
-    try:
-        told = options.enrolment
-        enrolled = read_enrolled(told[-1], console.wall_ns()) if told else UNKNOWN
-        policy = None if options.policy is None else read_policy(options.policy)
-        opened = read_log(options.log, leases=True, countersigned=True, enrolled=enrolled)
-    finally:
-        console.end_progress()
+    told = options.enrolment
+    enrolled = read_enrolled(told[-1], console.wall_ns()) if told else UNKNOWN
+    policy = None if options.policy is None else read_policy(options.policy)
+    opened = read_log(options.log, leases=True, countersigned=True, enrolled=enrolled)
     try:
         found = None if options.head is None else _find_head(opened, options.head)
         standing = judge(policy, opened.facts, found, configured_policy(options.log))
@@ -160,10 +157,27 @@ def _tell_facts(
     *,
     overdue_s: int = 0,
 ) -> None:
-    verified, shown = facts.verified, facts.shown
     verdict = STALE if overdue_s else "ok"
-    document: dict[str, Any] = {
-        "verdict": verdict if unproven is None else unproven.verdict,
+    if options.json:
+        found = verdict if unproven is None else unproven.verdict
+        console.document(
+            {
+                "verdict": found,
+                **_facts_document(facts),
+                **({} if standing is None else standing.document()),
+                **({} if unproven is None else {"why": unproven.why}),
+            }
+        )
+        return
+    grade = verdict if unproven is None else "what is here holds"
+    segments = render.counted(len(facts.segments), "segment")
+    console.say(f"{grade}: {facts.verified.count} records in {segments} hold")
+    console.say(*render.fields(_facts_pairs(facts, standing, unproven, overdue_s)))
+
+
+def _facts_document(facts: LogFacts) -> dict[str, Any]:
+    verified, shown = facts.verified, facts.shown
+    return {
         "log_id": facts.identity.log_id.hex(),
         "origin": facts.identity.origin,
         "records": verified.count,
@@ -183,19 +197,19 @@ def _tell_facts(
         "sealed_until": timestamp(verified.sealed_wall_ns) if verified.seals else None,
         "first_sequence": shown.begins,
         "countersigned": {f"{one.key_id:08x}": one.size for one in shown.newest},
-        **({} if standing is None else standing.document()),
-        **({} if unproven is None else {"why": unproven.why}),
     }
-    if options.json:
-        console.document(document)
-        return
-    grade = verdict if unproven is None else "what is here holds"
-    segments = render.counted(len(facts.segments), "segment")
-    console.say(f"{grade}: {verified.count} records in {segments} hold")
+
+
+def _facts_pairs(
+    facts: LogFacts, standing: Standing | None, unproven: Unproven | None, overdue_s: int
+) -> list[tuple[str, str]]:
+    """The same in words."""
+    verified, shown, identity = facts.verified, facts.shown, facts.identity
+    signer = identity.public_key.hex()
     pairs = [
-        ("log", f"{document['log_id']} ({facts.identity.origin})"),
-        ("head", f"{verified.head.size}:{document['head']}"),
-        ("signed", f"the first {verified.signed_size} records, by {document['public_key']}"),
+        ("log", f"{identity.log_id.hex()} ({identity.origin})"),
+        ("head", f"{verified.head.size}:{verified.head.hash.hex()}"),
+        ("signed", f"the first {verified.signed_size} records, by {signer}"),
     ]
     if verified.seals:
         proven = f"{verified.seals_proven} of them proven by the key of the enrolment"
@@ -217,7 +231,7 @@ def _tell_facts(
         pairs.append(("unknown", f"{verified.unknown} records of kinds that this release lacks"))
     if verified.crc_damaged:
         pairs.append(("damaged", f"{verified.crc_damaged} checksums, whose records still hold"))
-    console.say(*render.fields(pairs))
+    return pairs
 
 
 def _vouched(facts: LogFacts, standing: Standing | None) -> list[tuple[str, str]]:

@@ -67,16 +67,13 @@ def verify_bill(options: argparse.Namespace, console: Console) -> int:
     hourly = Hourly(window)
     records = 0
     missing: list[Missing] = []
-    try:
-        for span in bill.audit:
-            console.progress(f"verifying {span.node_id}, log {span.log_id}")
-            fold, gaps = chains.fold(span, window[1])
-            missing.extend(gaps)
-            records += span.last_sequence - span.first_sequence + 1
-            if not missing:
-                hourly.add(fold)
-    finally:
-        console.end_progress()
+    for span in bill.audit:
+        console.progress(f"verifying {span.node_id}, log {span.log_id}")
+        fold, gaps = chains.fold(span, window[1])
+        missing.extend(gaps)
+        records += span.last_sequence - span.first_sequence + 1
+        if not missing:
+            hourly.add(fold)
     if missing:
         _tell_missing(options, console, bill, missing)
         return EX_DATAERR
@@ -146,12 +143,7 @@ def _tell(
         console.document(
             {
                 "verdict": "BILL_WRONG" if wrong else "ok",
-                "tenant": bill.tenant,
-                "period": bill.period,
-                "total": bill.total,
-                "currency": bill.currency,
-                "final": bill.final,
-                "chains": len(bill.audit),
+                **_named(bill),
                 "records": records,
                 "signatures": "checked" if options.enrolment else "not checked",
                 "sha256": bill.digest().hex(),
@@ -176,23 +168,24 @@ def _tell(
     console.say(f"taken from the bill: its prices and contracts, {agreed}, records up to {reach}")
 
 
+def _named(bill: Bill) -> dict[str, Any]:
+    return {
+        "tenant": bill.tenant,
+        "period": bill.period,
+        "total": bill.total,
+        "currency": bill.currency,
+        "final": bill.final,
+        "chains": len(bill.audit),
+    }
+
+
 def _tell_missing(
     options: argparse.Namespace, console: Console, bill: Bill, missing: list[Missing]
 ) -> None:
     """What proves nothing, of which chain."""
     if options.json:
-        console.document(
-            {
-                "verdict": "NOT_PROVEN",
-                "tenant": bill.tenant,
-                "period": bill.period,
-                "total": bill.total,
-                "currency": bill.currency,
-                "final": bill.final,
-                "chains": len(bill.audit),
-                "missing": [msgspec.to_builtins(one) for one in missing],
-            }
-        )
+        found = msgspec.to_builtins(missing)
+        console.document({"verdict": "NOT_PROVEN", **_named(bill), "missing": found})
         return
     what = one_line(f"{bill.tenant} {bill.period}: {bill.total} {bill.currency}")
     console.say(f"NOT_PROVEN {what}")

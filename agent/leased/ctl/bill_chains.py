@@ -20,30 +20,17 @@ from typing import Any, Final
 import msgspec
 
 from leased.chain.canonical import Unknown, decode
-from leased.chain.epochs import KEY_BYTES, EpochKey
 from leased.chain.segment import SEGMENT_BYTES_MAX
 from leased.chain.verifier import Verifier
-from leased.ctl.enrolled import FILE_BYTES_MAX, FORMAT, open_by
+from leased.ctl.enrolled import Signer, read_signer
 from leased.durable.reading import read_file
 from leased.economics.hourly import NodeFold, NodeSpan
 from leased.terms.errors import ChainError, InvalidParameter
 from leased.terms.event import EpochSealed, Event, NodeStarted
 from leased.terms.identity import BootId, parse_id
 from leased.terms.moment import Moment
-from leased.terms.reading import UNREADABLE
 
 _SEGMENT: Final = re.compile(r"([0-9]{20})-([0-9]{20})-[0-9a-f]{8}\.seg\Z")
-
-
-class Signer(msgspec.Struct, frozen=True):
-    """Who signs a log, as the auditor was told out of band."""
-
-    log_id: str
-    origin: str
-    public_key: bytes
-    epoch_ns: int = 0
-    seal_key: EpochKey | None = None
-    latest_epoch: int | None = None
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -66,46 +53,16 @@ class Missing(msgspec.Struct, frozen=True):
         return f"records {self.first} to {self.last} of node {self.node_id} {said}"
 
 
-class _File(msgspec.Struct, frozen=True):
-    """The fields of an enrolment that matter here. A later release may add others."""
-
-    format: str
-    log_id: str
-    origin: str
-    first_public_key: str
-    epoch_ns: int = 0
-    seal_epoch: int | None = None
-    seal_key: str | None = None
-    printed_ns: int | None = None
-
-
 def read_signers(paths: Iterable[Path], now_ns: int) -> dict[str, Signer]:
     """Signers by their logs, from files or directories of them. Raises InvalidParameter."""
     found = {}
     for path in paths:
         for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
-            one = _read_signer(file, now_ns)
-            found[one.log_id] = one
+            one = read_signer(file, now_ns)
+            if not one.origin:
+                raise InvalidParameter("enrolment", f"{file}: lacks the log's origin")
+            found[one.log_id.hex()] = one
     return found
-
-
-def _read_signer(path: Path, now_ns: int) -> Signer:
-    try:
-        told = msgspec.json.decode(
-            read_file(path, most=FILE_BYTES_MAX, pipe=True), type=_File
-        )
-        key = bytes.fromhex(told.first_public_key)
-        seal = None if told.seal_key is None else bytes.fromhex(told.seal_key)
-    except OSError as error:
-        raise InvalidParameter("enrolment", f"{path}: {error.strerror}") from error
-    except (*UNREADABLE, ValueError) as error:
-        raise InvalidParameter("enrolment", f"{path}: {error}") from error
-    if told.format != FORMAT or len(key) != 32 or (seal and len(seal) != KEY_BYTES):
-        why = f"{path} is not what `leasectl audit enrolment` prints ({FORMAT})"
-        raise InvalidParameter("enrolment", why)
-    epoch = None if seal is None else EpochKey(told.seal_epoch or 0, seal)
-    latest = open_by(epoch, told.printed_ns, now_ns, told.epoch_ns)
-    return Signer(told.log_id, told.origin, key, told.epoch_ns, epoch, latest)
 
 
 class Chains:

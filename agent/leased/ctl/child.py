@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Final, NoReturn
 
 import msgspec
@@ -134,11 +134,8 @@ async def join(lease_id: str, path: str, timeout_s: float) -> dict[str, str]:
     """Move this process into the lease's cgroup; the environment that it should have from then on,
     in which the descriptors that its command inherits are named.
     """
-    session = Session(path, timeout_s=timeout_s)
-    try:
+    with closing(Session(path, timeout_s=timeout_s)) as session:
         joined, fds = await session.join_with_fds(lease_id)
-    finally:
-        session.close()
     return {**joined.environment, **_inherited(joined.fds, fds)}
 
 

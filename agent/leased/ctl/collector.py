@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import date as Date
 from datetime import timedelta
 from hashlib import sha256
@@ -38,10 +38,10 @@ SOUND: Final = ("OK", "BEHIND", "STALE")
 """Verdicts that want nobody: the others want an operator."""
 
 TAGS: Final = ("cost_center", "project", "request_class", "budget_group")
-LIST_MAX: Final = 1_000_000
 _UNITS: Final = {"mem": "GiB", "block": "GiB", "net": "Gbit/s"}
 """What the API counts a kind in."""
 
+Ask = Callable[[argparse.Namespace], dict[str, object]]
 Show = Callable[[argparse.Namespace, Console, Link], int]
 
 
@@ -63,7 +63,10 @@ def register(verbs: Verbs) -> None:
     _add(under, "heads", "how far each log was verified and cosigned, and its head", heads)
     one = _add(under, "leases", "leases that are not proven clean yet", leases, "--tenant acme")
     one.add_argument("--tenant", help="only of this one")
-    _add_count(one)
+    most = collector_changes.LIST_MAX
+    one.add_argument(
+        "--limit", type=int, default=most, metavar="N", help="how many at most (default: all)"
+    )
     one = _add(under, "events", "the last records about leases", events, "--limit 20")
     one.add_argument(
         "--limit", type=int, default=100, metavar="N", help="default: 100, at most 1000"
@@ -78,14 +81,15 @@ def register(verbs: Verbs) -> None:
 
 
 def _register_money(under: Verbs) -> None:
-    words = "acme --last 7d"
-    one = _add(under, "usage", "what a tenant held, hour by hour", usage, words, csv=True)
+    show, words = _answer("/v1/billing/usage", _usage), "acme --last 7d"
+    one = _add(under, "usage", "what a tenant held, hour by hour", show, words, csv=True)
     one.add_argument("tenant", help="whose")
     _add_window(one)
     one.add_argument(
         "--by", choices=("hour", "day", "lease", "total"), default="day", help="default: day"
     )
-    one = _add(under, "costs", "what every tenant cost", costs, "--last 30d --top 5", csv=True)
+    show = _answer(f"{GOVERNANCE}/costs", _costs)
+    one = _add(under, "costs", "what every tenant cost", show, "--last 30d --top 5", csv=True)
     _add_window(one)
     one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")
     groups = (*TAGS, "kind", "tier", "priority")
@@ -107,21 +111,27 @@ def _register_money(under: Verbs) -> None:
     one.add_argument("tenant", help="whose")
     one.add_argument("month", help='such as "2026-01"')
     one.add_argument("--focus", choices=("1.2", "1.4"), default="1.2", help="default: 1.2")
-    one = _add(under, "chargeback", "what a month cost, by cost centre", chargeback, "2026-01")
+    show = _answer("/v1/billing/chargeback", lambda options: {"month": options.month})
+    one = _add(under, "chargeback", "what a month cost, by cost centre", show, "2026-01")
     one.add_argument("month", help='such as "2026-01"')
 
 
 def _register_advice(under: Verbs) -> None:
-    _add(under, "allocations", "how what there is is divided", _plain(f"{GOVERNANCE}/allocations"))
-    _add(under, "capacity", "what there is and who has it", _plain(f"{GOVERNANCE}/capacity"))
-    one = _add(under, "forecast", "how much will be held", forecast, "--horizon 90d --kind gpu")
+    _add(under, "allocations", "how what there is is divided", _answer(f"{GOVERNANCE}/allocations"))
+    _add(under, "capacity", "what there is and who has it", _answer(f"{GOVERNANCE}/capacity"))
+    show = _answer(
+        f"{GOVERNANCE}/capacity/forecast",
+        lambda options: {"horizon": options.horizon, "kind": options.kind},
+    )
+    one = _add(under, "forecast", "how much will be held", show, "--horizon 90d --kind gpu")
     one.add_argument("--horizon", default="90d", metavar="PERIOD", help="default: 90d")
     one.add_argument("--kind", default="cpu", choices=("cpu", "gpu", "mem", "block", "net"))
-    _add(under, "idle", "nodes and leases that nobody uses", _plain(f"{GOVERNANCE}/optimize/idle"))
-    one = _add(under, "waste", "leases that hold more than they use", waste, "--last 24h")
+    _add(under, "idle", "nodes and leases that nobody uses", _answer(f"{GOVERNANCE}/optimize/idle"))
+    show = _answer(f"{GOVERNANCE}/optimize/waste", lambda options: {"last": options.last})
+    one = _add(under, "waste", "leases that hold more than they use", show, "--last 24h")
     one.add_argument("--last", default="1h", metavar="PERIOD", help="back from now (default: 1h)")
-    _add(under, "health", "the daily checklist", _plain(f"{GOVERNANCE}/health"))
-    _add(under, "heat", "how hot each node runs, and why", _plain(f"{GOVERNANCE}/heat"))
+    _add(under, "health", "the daily checklist", _answer(f"{GOVERNANCE}/health"))
+    _add(under, "heat", "how hot each node runs, and why", _answer(f"{GOVERNANCE}/heat"))
 
 
 def _add(
@@ -143,23 +153,17 @@ def _add_window(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--end", metavar="DATE", help="its whole day")
 
 
-def _add_count(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--limit", type=int, default=LIST_MAX, metavar="N", help="how many at most (default: all)"
-    )
-
-
 def _carry_out(options: argparse.Namespace, console: Console) -> int:
     with Link(options) as link:
         show: Show = options.show
         return show(options, console, link)
 
 
-def _plain(path: str) -> Show:
-    """Shows an answer as it is."""
+def _answer(path: str, ask: Ask = lambda options: {}) -> Show:
+    """Shows an answer as it is; `ask` says what of the options is asked for."""
 
     def show(options: argparse.Namespace, console: Console, link: Link) -> int:
-        show_answer(link.get(path), options, console)
+        show_answer(link.get(path, **ask(options)), options, console)
         return 0
 
     return show
@@ -193,16 +197,14 @@ def status(options: argparse.Namespace, console: Console, link: Link) -> int:
         return EX_DATAERR if bad or aside else 0
     quiet = document["not_heard_of_for_seconds"]
     verdicts = ", ".join(f"{count} {name}" for name, count in document["verdicts"].items())
-    for line in render.fields(
-        [
-            ("nodes", f"{document['nodes']}, {document['logs']} logs ({verdicts or 'none'})"),
-            ("records", str(document["records"])),
-            ("leases", "{leases} live, {ending} ending, {fenced} fenced".format(**document)),
-            ("last heard", "-" if quiet is None else f"all within {length(quiet * NS_PER_S)}"),
-            ("as of", document["as_of"]),
-        ]
-    ):
-        console.say(line)
+    pairs = [
+        ("nodes", f"{document['nodes']}, {document['logs']} logs ({verdicts or 'none'})"),
+        ("records", str(document["records"])),
+        ("leases", "{leases} live, {ending} ending, {fenced} fenced".format(**document)),
+        ("last heard", "-" if quiet is None else f"all within {length(quiet * NS_PER_S)}"),
+        ("as of", document["as_of"]),
+    ]
+    console.say(*render.fields(pairs))
     for node, log in bad:
         console.say(f"{log['verdict']} {node['name']}, log {log['log_id']}: {log['why']}")
     for node in aside:
@@ -228,7 +230,7 @@ def nodes(options: argparse.Namespace, console: Console, link: Link) -> int:
         for one in told["nodes"]
     ]
     names = ("NODE", "STATE", "VERSION", "POLICY", "LEASES", "ENDING", "FENCED", "HAS", "UNHEALTHY")
-    _table(console, names, rows)
+    console.say(*render.table(names, rows))
     return 0
 
 
@@ -253,13 +255,15 @@ def heads(options: argparse.Namespace, console: Console, link: Link) -> int:
         for one in found
     ]
     names = ("NODE", "LOG", "VERDICT", "RECORDS", "SIGNED", "COSIGNED", "HEAD", "HEARD BEFORE")
-    _table(console, names, rows)
+    console.say(*render.table(names, rows))
     return EX_DATAERR if wanting else 0
 
 
 def leases(options: argparse.Namespace, console: Console, link: Link) -> int:
     """Live leases, and those that are being cleaned."""
-    told = link.rows("/v1/leases", "leases", positive(options.limit), tenant=options.tenant)
+    if options.limit < 1:
+        raise InvalidParameter("limit", "at least 1")
+    told = link.rows("/v1/leases", "leases", options.limit, tenant=options.tenant)
     if options.json:
         console.document(told)
         return 0
@@ -274,7 +278,7 @@ def leases(options: argparse.Namespace, console: Console, link: Link) -> int:
         for one in told["leases"]
     ]
     names = ("LEASE", "NODE", "TENANT", "STATE", "PRIORITY", "HOLDS", "LEFT", "WORKLOAD")
-    _table(console, names, rows)
+    console.say(*render.table(names, rows))
     return 0
 
 
@@ -291,25 +295,19 @@ def events(options: argparse.Namespace, console: Console, link: Link) -> int:
         )
         for one in told["events"]
     ]
-    _table(console, ("AT", "NODE", "RECORD", "WHAT", "TENANT", "LEASE"), rows)
+    console.say(*render.table(("AT", "NODE", "RECORD", "WHAT", "TENANT", "LEASE"), rows))
     return 0
 
 
 # ---- money ---------------------------------------------------------------------------------------
 
 
-def usage(options: argparse.Namespace, console: Console, link: Link) -> int:
-    """Metered hours."""
-    asked = {"tenant": options.tenant, **_window(options), "granularity": options.by}
-    show_answer(link.get("/v1/billing/usage", **asked), options, console)
-    return 0
+def _usage(options: argparse.Namespace) -> dict[str, object]:
+    return {"tenant": options.tenant, **_window(options), "granularity": options.by}
 
 
-def costs(options: argparse.Namespace, console: Console, link: Link) -> int:
-    """Costs by tenant."""
-    asked = {**_window(options), "top": options.top, "group_by": options.group_by}
-    show_answer(link.get(f"{GOVERNANCE}/costs", **asked), options, console)
-    return 0
+def _costs(options: argparse.Namespace) -> dict[str, object]:
+    return {**_window(options), "top": options.top, "group_by": options.group_by}
 
 
 def bill(options: argparse.Namespace, console: Console, link: Link) -> int:
@@ -333,25 +331,6 @@ def export(options: argparse.Namespace, console: Console, link: Link) -> int:
     asked = {"tenant": options.tenant, "start": first, "end": last}
     raw = link.raw("GET", "/v1/billing/usage", {**asked, "format": f"focus-{options.focus}"})
     console.out.write(raw.decode("utf-8"))
-    return 0
-
-
-def chargeback(options: argparse.Namespace, console: Console, link: Link) -> int:
-    """A month by cost centre."""
-    show_answer(link.get("/v1/billing/chargeback", month=options.month), options, console)
-    return 0
-
-
-def forecast(options: argparse.Namespace, console: Console, link: Link) -> int:
-    """What will be held."""
-    asked = {"horizon": options.horizon, "kind": options.kind}
-    show_answer(link.get(f"{GOVERNANCE}/capacity/forecast", **asked), options, console)
-    return 0
-
-
-def waste(options: argparse.Namespace, console: Console, link: Link) -> int:
-    """Waste by lease."""
-    show_answer(link.get(f"{GOVERNANCE}/optimize/waste", last=options.last), options, console)
     return 0
 
 
@@ -379,13 +358,6 @@ def _window(options: argparse.Namespace) -> dict[str, object]:
     return {"period": options.last}
 
 
-def positive(count: int) -> int:
-    """Raises InvalidParameter."""
-    if count < 1:
-        raise InvalidParameter("limit", "at least 1")
-    return count
-
-
 def _held(resources: Mapping[str, Any]) -> str:
     """What is held, added up by kind."""
     found: Counter[str] = Counter()
@@ -393,7 +365,3 @@ def _held(resources: Mapping[str, Any]) -> str:
         found[name.partition(":")[0]] += amount
     held = (f"{kind} {amount:.10g}{_UNITS.get(kind, '')}" for kind, amount in found.items())
     return ", ".join(held) or "-"
-
-
-def _table(console: Console, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    console.say(*render.table(names, rows))

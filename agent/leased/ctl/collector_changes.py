@@ -24,6 +24,8 @@ from leased.terms.errors import InvalidParameter
 QUOTAS: Final = "/v1/governance/quotas"
 WEBHOOKS: Final = "/v1/webhooks"
 LIST_MAX: Final = 1_000_000
+"""Rows of a list, where nobody says how many: all there are."""
+
 _ID: Final = "as `webhook list` shows it"
 
 Show = Callable[[argparse.Namespace, Console, Link], int]
@@ -151,17 +153,11 @@ def quota_set(options: argparse.Namespace, console: Console, link: Link) -> int:
     }
     headers = {"If-Match": options.if_match} if options.if_match is not None else {}
     told = link.send("PATCH", QUOTAS + below(options.tenant), body, **headers)
-    return _changed(options, console, told)
-
-
-def _changed(options: argparse.Namespace, console: Console, told: dict[str, Any]) -> int:
-    if options.json:
-        console.document(told)
-        return 0
-    console.say(f"{told['tenant']}: {_limits(told['quotas'])}, revision {told['revision']}")
+    lines = [f"{told['tenant']}: {_limits(told['quotas'])}, revision {told['revision']}"]
     for name in ("expires_at", "grace_until", "note"):
         if told.get(name):
-            console.say(f"{name.replace('_', ' ')}: {told[name]}")
+            lines.append(f"{name.replace('_', ' ')}: {told[name]}")
+    console.answer(options.json, told, *lines)
     return 0
 
 

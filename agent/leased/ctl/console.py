@@ -73,6 +73,7 @@ class Console:
 
     def say(self, *lines: str) -> None:
         """Lines of the answer."""
+        self.end_progress()
         for text in lines:
             self.out.write(plain(text) + "\n")
 
@@ -85,22 +86,25 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line beside the answer."""
+        self.end_progress()
         self._tell(f"{self.program}: {plain(text)}\n")
 
     def alarm(self, text: str) -> None:
         """A line beside the answer that somebody has to see to: at CRIT where a journal reads."""
+        self.end_progress()
         mark = "<2>" if _is_journal(self.err) else ""
         self._tell(f"{mark}{self.program}: {plain(text)}\n")
 
     def progress(self, text: str) -> None:
-        """A line that the next one replaces; only where a person watches. No longer than the
-        terminal's: of one that is broken the last part alone could be replaced."""
+        """A line that the next one replaces, and whatever is told next; only where a person
+        watches. No longer than the terminal's: of one that is broken the last part alone could be
+        replaced."""
         if self._terminal:
             self._shown = True
             self._tell(f"\r\x1b[K{plain(text)[: _columns(self.err) - 1]}")
 
     def end_progress(self) -> None:
-        """Take the progress line away."""
+        """Take the progress line away: for what is written past this console."""
         if self._shown:
             self._shown = False
             self._tell("\r\x1b[K")

@@ -105,11 +105,7 @@ async def drain(options: argparse.Namespace, console: Console, session: Session)
         leases = render.counted(len(affected), "lease")
         console.say(f"no more grants on {_named(scope)}; {leases} told to leave")
     if options.no_wait:
-        if options.json:
-            console.document({"resource_id": scope, "affected": affected})
-        else:
-            for lease_id in affected:
-                console.say(lease_id)
+        console.answer(options.json, {"resource_id": scope, "affected": affected}, *affected)
         return 0
     seconds = float("inf")
     if options.timeout_after is not None:
@@ -140,7 +136,6 @@ async def _see_through(
             if seconds == float("inf"):
                 break
             await trio.sleep(LOOK_S)
-    console.end_progress()
     free = not left and (not upgrade or holders == [])
     fenced = [one for one in await _resources(session, scope) if one.use and one.use.fenced]
     if options.json:

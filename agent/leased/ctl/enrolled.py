@@ -30,13 +30,25 @@ class _File(msgspec.Struct, frozen=True):
     format: str
     log_id: str
     first_public_key: str
+    origin: str = ""
     epoch_ns: int = 0
     seal_epoch: int | None = None
     seal_key: str | None = None
     printed_ns: int | None = None
 
 
-def read_enrolled(path: Path, now_ns: int) -> Enrolled:
+class Signer(msgspec.Struct, frozen=True):
+    """Who signs a log, and seals it, as the auditor was told out of band."""
+
+    log_id: bytes
+    origin: str
+    public_key: bytes
+    epoch_ns: int
+    seal_key: EpochKey | None
+    latest_epoch: int | None
+
+
+def read_signer(path: Path, now_ns: int) -> Signer:
     """What the file pins. Raises InvalidParameter."""
     try:
         told = msgspec.json.decode(
@@ -53,11 +65,17 @@ def read_enrolled(path: Path, now_ns: int) -> Enrolled:
         why = f"{path} is not what `leasectl audit enrolment` prints ({FORMAT})"
         raise InvalidParameter("enrolment", why)
     key = None if seal is None else EpochKey(told.seal_epoch or 0, seal)
-    latest = open_by(key, told.printed_ns, now_ns, told.epoch_ns)
-    return Enrolled(log_id, public_key, key, latest)
+    latest = _open_by(key, told.printed_ns, now_ns, told.epoch_ns)
+    return Signer(log_id, told.origin, public_key, told.epoch_ns, key, latest)
 
 
-def open_by(
+def read_enrolled(path: Path, now_ns: int) -> Enrolled:
+    """The same, as the reader of a log takes it. Raises InvalidParameter."""
+    one = read_signer(path, now_ns)
+    return Enrolled(one.log_id, one.public_key, one.seal_key, one.latest_epoch)
+
+
+def _open_by(
     key: EpochKey | None, printed_ns: int | None, now_ns: int, epoch_ns: int
 ) -> int | None:
     """The last epoch that can be open by now, where the key was printed at `printed_ns`. None:

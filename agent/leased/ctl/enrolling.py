@@ -16,6 +16,7 @@ import os
 import ssl
 import sys
 from base64 import b64encode
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -95,13 +96,9 @@ def enrol(options: argparse.Namespace, console: Console) -> int:
         if not (options.dir / "ca.pem").exists():
             (options.dir / "ca.pem").write_bytes(ca)
     result = {"name": told["name"], "log_id": told["log_id"], "files": files}
-    if options.json:
-        console.document(result)
-        return 0
-    console.say(f"enrolled as {told['name']}: log {told['log_id']} is followed there")
-    for file in files:
-        console.say(f"  {file}")
-    if asks and not files:
+    line = f"enrolled as {told['name']}: log {told['log_id']} is followed there"
+    console.answer(options.json, result, line, *(f"  {file}" for file in files))
+    if asks and not files and not options.json:
         console.note("no certificate was made there: make one with `leasectl pki node`")
     return 0
 
@@ -125,13 +122,11 @@ def _read_invite(file: str) -> Invitation:
 
 def _sign(log: Path, signed: bytes) -> str:
     """By the log's key. Raises StateError."""
-    disk = DirectoryDisk(log)
-    try:
-        return b64encode(parse_pem(disk.read(KEY_FILE)).sign(signed)).decode()
-    except (OSError, ValueError) as error:
-        raise StateError(f"{log / KEY_FILE}: {error}; run it as root on the node") from error
-    finally:
-        disk.close()
+    with closing(DirectoryDisk(log)) as disk:
+        try:
+            return b64encode(parse_pem(disk.read(KEY_FILE)).sign(signed)).decode()
+        except (OSError, ValueError) as error:
+            raise StateError(f"{log / KEY_FILE}: {error}; run it as root on the node") from error
 
 
 def _where(url: str) -> tuple[str, int]:

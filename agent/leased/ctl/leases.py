@@ -12,7 +12,7 @@ from typing import Final
 
 from leased.client import Refused, Session
 from leased.ctl import render
-from leased.ctl.agent import await_answer, find_lease, find_lease_or_request, name_requeued, online
+from leased.ctl.agent import await_answer, find_lease, name_requeued, online
 from leased.ctl.asks import add_rank, add_request, as_call, parse_duration, request
 from leased.ctl.console import Console, relative
 from leased.ctl.refusals import refusal_status, refusal_text
@@ -112,10 +112,8 @@ async def show(options: argparse.Namespace, console: Console, session: Session) 
     """Show a lease."""
     asked = parameters.Describe(await find_lease(session, options.lease))
     told = await session.ask(asked, replies.DescribeReply)
-    if options.json:
-        console.document({"lease": render.plain(told.lease), "access": render.plain(told.access)})
-        return 0
-    console.say(*render.lease_fields(told.lease, told.access, console))
+    document = {"lease": render.plain(told.lease), "access": render.plain(told.access)}
+    console.answer(options.json, document, *render.lease_fields(told.lease, told.access, console))
     return 0
 
 
@@ -128,21 +126,16 @@ async def wait(options: argparse.Namespace, console: Console, session: Session) 
     until = options.until or "ended"
     await await_answer(session)
     console.progress(f"waiting for {render.short(lease_id)} to be {until}")
-    try:
-        lease = await session.wait(lease_id, until=until, timeout_s=seconds)
-    finally:
-        console.end_progress()
-    if options.json:
-        console.document({"lease": render.plain(lease)})
-    else:
-        how = f" ({render.ending(lease)})" if lease.runtime.ended else ""
-        console.say(f"{render.short(lease_id)} {lease.runtime.state}{how}")
+    lease = await session.wait(lease_id, until=until, timeout_s=seconds)
+    how = f" ({render.ending(lease)})" if lease.runtime.ended else ""
+    line = f"{render.short(lease_id)} {lease.runtime.state}{how}"
+    console.answer(options.json, {"lease": render.plain(lease)}, line)
     return 0
 
 
 async def why(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Explain an end or a wait."""
-    told = await session.why(await find_lease_or_request(session, options.lease))
+    told = await session.why(await find_lease(session, options.lease, waiting=True))
     if options.json:
         console.document(render.plain(told))
         return 0
@@ -241,11 +234,9 @@ async def renew(options: argparse.Namespace, console: Console, session: Session)
     lease_id = await find_lease(session, options.lease)
     ttl_ns = None if options.ttl is None else parse_duration(options.ttl)
     renewed = await session.renew(lease_id, ttl_ns=ttl_ns)
-    if options.json:
-        console.document(render.plain(renewed))
-    else:
-        until = console.time_of_boot(renewed.deadline_boottime_ns)
-        console.say(f"{render.short(lease_id)} renewed; ends {until}")
+    until = console.time_of_boot(renewed.deadline_boottime_ns)
+    line = f"{render.short(lease_id)} renewed; ends {until}"
+    console.answer(options.json, render.plain(renewed), line)
     return 0
 
 
@@ -257,7 +248,6 @@ async def release(options: argparse.Namespace, console: Console, session: Sessio
         if options.wait:
             console.progress(f"waiting for the proof of {render.short(lease.lease_id)}")
             lease = await session.wait(lease.lease_id, until="closed")
-            console.end_progress()
         released.append(lease)
         if not options.json:
             console.say(f"{render.short(lease.lease_id)} {lease.runtime.state}")
@@ -270,10 +260,8 @@ async def extend(options: argparse.Namespace, console: Console, session: Session
     """Ask for more time."""
     lease_id = await find_lease(session, options.lease)
     lease = await session.extend(lease_id, parse_duration(options.needed))
-    if options.json:
-        console.document({"lease": render.plain(lease)})
-    else:
-        console.say(f"{render.short(lease_id)} {render.when(lease, console)}")
+    line = f"{render.short(lease_id)} {render.when(lease, console)}"
+    console.answer(options.json, {"lease": render.plain(lease)}, line)
     return 0
 
 
@@ -285,8 +273,6 @@ async def done(options: argparse.Namespace, console: Console, session: Session) 
     except Refused as refused:
         console.note(refusal_text(refused.refusal, console))
         return refusal_status(refused.refusal)
-    if options.json:
-        console.document({"lease": render.plain(lease)})
-    else:
-        console.say(f"{render.short(lease_id)} {lease.runtime.state}")
+    line = f"{render.short(lease_id)} {lease.runtime.state}"
+    console.answer(options.json, {"lease": render.plain(lease)}, line)
     return 0

@@ -10,6 +10,7 @@ Does not verify the log (`leasectl verify` does).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -71,13 +72,10 @@ def _recorded(directory: Path) -> int:
     """What the log in `directory` says; 0 where there is none. Raises OSError, ChainError."""
     if not directory.exists():
         return 0
-    disk = DirectoryDisk(directory)
-    try:
+    with closing(DirectoryDisk(directory)) as disk:
         if LOG_ID not in disk.names():
             return 0
         log_id = parse_log_id(disk.read(LOG_ID), LOG_ID).log_id
         slots = [slot for slot in read_slots(disk, direct=False) if slot and slot.log_id == log_id]
         newest = max(slots, key=lambda slot: slot.generation, default=None)
         return newest.tpm_counter if newest is not None else 0
-    finally:
-        disk.close()

@@ -50,6 +50,7 @@ def carry_out(
     try:
         return _carry_out(parser, words, console, settle)
     finally:
+        console.end_progress()
         _flush_or_close(console.err, sys.stderr)
 
 
@@ -77,13 +78,11 @@ def _carry_out(
         nowhere = isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError))
         return EX_NOINPUT if nowhere and status == EX_DATAERR else status
     except KeyboardInterrupt:
-        console.end_progress()
         return INTERRUPTED
     except BaseExceptionGroup as group:
         # trio wraps an interrupt in the group of the tasks that it interrupted.
         if group.split(KeyboardInterrupt)[1] is not None:
             raise
-        console.end_progress()
         return INTERRUPTED
     except UnicodeEncodeError:
         if all(map(_is_text, words)):
@@ -96,7 +95,6 @@ def _carry_out(
         _write_no_more(sys.stdout)
         return UNREAD
     except OSError as error:
-        console.end_progress()
         named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         console.note(f"{named}{error.strerror or error}")
         _flush_or_close(console.out, sys.stdout)

@@ -145,11 +145,8 @@ def named(options: argparse.Namespace, console: Console) -> int:
 def show(options: argparse.Namespace, console: Console) -> int:
     """Say what certificates say."""
     told = [_describe(path, console) for path in options.files]
-    if options.json:
-        console.document({"certificates": told})
-        return 0
-    for one in told:
-        console.say(*render.fields([(key, str(value)) for key, value in one.items()]))
+    lines = [line for one in told for line in render.fields([*one.items()])]
+    console.answer(options.json, {"certificates": told}, *lines)
     return 0
 
 
@@ -185,10 +182,9 @@ def _tell(
     """Say what was made."""
     folder = folder or options.dir
     told = _describe(folder / f"{stem}.pem", console)
-    if options.json:
-        console.document({"certificate": told, "key": str(folder / f"{stem}.key")})
-    else:
-        console.say(f"{told['file']} (key: {stem}.key): {told['who']}, until {told['until']}")
+    line = f"{told['file']} (key: {stem}.key): {told['who']}, until {told['until']}"
+    document = {"certificate": told, "key": str(folder / f"{stem}.key")}
+    console.answer(options.json, document, line)
     return 0
 
 

@@ -110,20 +110,17 @@ async def show(options: argparse.Namespace, console: Console, session: Session) 
 def check(options: argparse.Namespace, console: Console) -> int:
     """Say what a file would change."""
     if options.offline:
-        policy = load_policy(options.file)
-        if options.json:
-            console.document({"policy_hash": digest(policy).hex()})
-        else:
-            console.say(f"{options.file} can be meant: policy {digest(policy).hex()}")
+        policy_hash = digest(load_policy(options.file)).hex()
+        line = f"{options.file} can be meant: policy {policy_hash}"
+        console.answer(options.json, {"policy_hash": policy_hash}, line)
         return 0
     return online(_check, admin=True)(options, console)
 
 
 async def _check(options: argparse.Namespace, console: Console, session: Session) -> int:
     told = await _ask_check(options.file, session)
-    console.answer(
-        options.json, {"check": render.plain(told)}, *check_text(options.file, told, console)
-    )
+    lines = check_text(options.file, told, console)
+    console.answer(options.json, {"check": render.plain(told)}, *lines)
     return 0 if told.why is None else EX_CONFIG
 
 
@@ -165,10 +162,8 @@ async def reset(options: argparse.Namespace, console: Console, session: Session)
     """Put the configured policy back."""
     asked = parameters.SetPolicy(command_id=session.command_id())
     done = await session.ask(asked, replies.SetPolicyReply)
-    if options.json:
-        console.document({"policy_hash": done.policy_hash})
-    else:
-        console.say(f"the configured policy {done.policy_hash} is in force")
+    line = f"the configured policy {done.policy_hash} is in force"
+    console.answer(options.json, {"policy_hash": done.policy_hash}, line)
     return 0
 
 

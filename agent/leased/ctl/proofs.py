@@ -11,6 +11,7 @@ Does not follow a log (`leased-collector` does).
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from leased.client import Session
 from leased.ctl import receipts, render
 from leased.ctl.agent import find_lease, online
 from leased.ctl.console import Console
+from leased.ctl.enrolled import FORMAT
 from leased.ctl.usage_text import Verbs, verb
 from leased.ctl.witnesses import add_policy, check_quorum, read_policy
 from leased.durable.files import DirectoryDisk
@@ -35,7 +37,6 @@ from leased.terms.identity import ID_BYTES
 from leased.terms.reading import UNREADABLE
 from leased.wire import parameters, replies
 
-ENROLMENT: Final = "leased-enrolment/1"
 SEQUENCE_DIGITS_MAX: Final = 16
 
 
@@ -235,11 +236,8 @@ def enrolment(options: argparse.Namespace, console: Console) -> int:
 
 def enrolment_document(log: Path, now_ns: int, *, with_seal_key: bool) -> dict[str, Any]:
     """What a collector has to know of a log. Raises ChainError, StateError."""
-    opened = read_log(log, bodies=False)
-    try:
+    with closing(read_log(log, bodies=False)) as opened:
         document = {**_enrolment(opened), "printed_ns": now_ns}
-    finally:
-        opened.close()
     return {**document, **_seal_key(log, opened)} if with_seal_key else document
 
 
@@ -250,7 +248,7 @@ def _enrolment(opened: ReadLog) -> dict[str, Any]:
         raise StateError("the log is empty: start the agent once")
     key = verified.public_key or identity.public_key
     return {
-        "format": ENROLMENT,
+        "format": FORMAT,
         "node_id": node_id.hex(),
         "log_id": identity.log_id.hex(),
         "origin": identity.origin,
@@ -268,9 +266,6 @@ def _seal_key(directory: Path, opened: ReadLog) -> dict[str, Any]:
     """The key of the open epoch. Raises ChainError, StateError."""
     if not opened.facts.identity.epoch_ns:
         raise StateError("this log was made without seals: there is no key")
-    disk = DirectoryDisk(directory)
-    try:
+    with closing(DirectoryDisk(directory)) as disk:
         key = load_seal_key(disk, opened.log_id)
-    finally:
-        disk.close()
     return {"seal_epoch": key.epoch, "seal_key": key.key.hex()}

@@ -77,11 +77,7 @@ async def introspect(options: argparse.Namespace, console: Console, session: Ses
         )
         return 0
     info = await session.info()
-    if options.json:
-        # Below a name: it has a version of its own.
-        console.document({"service": msgspec.to_builtins(info)})
-        return 0
-    console.say(f"{info.product} {info.version}")
-    for name in info.interfaces:
-        console.say(name)
+    # Below a name: it has a version of its own.
+    document = {"service": msgspec.to_builtins(info)}
+    console.answer(options.json, document, f"{info.product} {info.version}", *info.interfaces)
     return 0

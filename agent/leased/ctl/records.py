@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -27,7 +28,7 @@ from leased.ctl.usage_text import Verbs, verb
 from leased.ctl.whole_file import put_whole
 from leased.durable.copied import copy_log
 from leased.durable.files import DirectoryDisk
-from leased.durable.reader import read_log
+from leased.durable.reader import ReadLog, read_log
 from leased.terms.errors import EX_IOERR, EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.event import Event, LeaseEvent
 from leased.terms.moment import Moment
@@ -115,13 +116,8 @@ def _copy(options: argparse.Namespace) -> int:
     _refuse_choice(options)
     if options.first or options.file == "-":
         raise InvalidParameter("format", "a log is copied whole, into a directory")
-    opened = read_log(options.log)
-    disk = DirectoryDisk(options.log)
-    try:
+    with closing(read_log(options.log)) as opened, closing(DirectoryDisk(options.log)) as disk:
         return copy_log(disk, opened.facts, Path(options.file))
-    finally:
-        disk.close()
-        opened.close()
 
 
 def _refuse_within(log: Path, file: str) -> None:
@@ -152,11 +148,8 @@ def _write(options: argparse.Namespace, file: BinaryIO) -> int:
         return count
     _refuse_choice(options)
     _refuse_negative(options)
-    opened = read_log(options.log)
-    try:
+    with closing(read_log(options.log)) as opened:
         return sum(file.write(chunk) for chunk in opened.frames(options.first))
-    finally:
-        opened.close()
 
 
 def _chosen(options: argparse.Namespace) -> Iterator[tuple[int, Event | Unknown, Moment]]:
@@ -164,9 +157,9 @@ def _chosen(options: argparse.Namespace) -> Iterator[tuple[int, Event | Unknown,
     lease = options.lease or ""
     if len(lease) > ID_CHARS or not set(lease) <= _DIGITS:
         raise InvalidParameter("lease", f"{lease}: an id has {ID_CHARS} lower-case hex digits")
-    opened, is_known = read_log(options.log), False
+    is_known = False
 
-    def chosen() -> Iterator[tuple[int, Event | Unknown, Moment]]:
+    def chosen(opened: ReadLog) -> Iterator[tuple[int, Event | Unknown, Moment]]:
         nonlocal is_known
         for one in opened.events():
             if _is_of(options, one[1]):
@@ -174,13 +167,11 @@ def _chosen(options: argparse.Namespace) -> Iterator[tuple[int, Event | Unknown,
                 if one[0] >= options.first and options.kind in (None, event_name(one[1])):
                     yield one
 
-    try:
+    with closing(read_log(options.log)) as opened:
         if options.last is None:
-            yield from chosen()
+            yield from chosen(opened)
         else:
-            yield from deque(chosen(), options.last)
-    finally:
-        opened.close()
+            yield from deque(chosen(opened), options.last)
     if not is_known and (options.lease or options.tenant):
         raise NoSuchRecord(options)
 

@@ -15,7 +15,7 @@ import argparse
 import os
 import signal
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Final
 
 import msgspec
@@ -146,11 +146,8 @@ def _enter(options: argparse.Namespace, command: Sequence[str], console: Console
     path = socket_path(options)
 
     async def main() -> dict[str, str]:
-        session = Session(path, timeout_s=options.timeout)
-        try:
+        with closing(Session(path, timeout_s=options.timeout)) as session:
             lease_id = await find_lease(session, options.lease)
-        finally:
-            session.close()
         return await children.join(lease_id, path, options.timeout)
 
     environment = trio.run(main)
@@ -215,9 +212,8 @@ async def _acquire(
 async def _tell_of_wait(session: Session, acquire: parameters.Acquire, console: Console) -> None:
     """In the queue, or while what was granted is made ready."""
     began_ns = console.boot_ns()
-    looking = session.another()
     assert acquire.command_id is not None
-    try:
+    with closing(session.another()) as looking:
         while True:
             await trio.sleep(QUEUE_LOOK_S)
             waited = length(console.boot_ns() - began_ns)
@@ -229,8 +225,6 @@ async def _tell_of_wait(session: Session, acquire: parameters.Acquire, console: 
             place = "" if told.position is None else f": place {told.position}"
             reason = f", {told.refusal.reason}" if told.refusal is not None else ""
             console.progress(f"waiting for {waited}{place}{reason}")
-    finally:
-        looking.close()
 
 
 # ---- run --------------------------------------------------------------------------------------

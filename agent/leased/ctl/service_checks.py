@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,11 +122,8 @@ def sockets(root: Path, users: str, admins: str) -> Iterator[Finding]:
 
 def _agent(topic: str, path: Path, *, required: bool) -> Finding:
     async def ask() -> str:
-        session = Session(path, timeout_s=ANSWER_S)
-        try:
+        with closing(Session(path, timeout_s=ANSWER_S)) as session:
             return (await session.info()).version
-        finally:
-            session.close()
 
     try:
         return Finding(Grade.OK, topic, f"answers, version {trio.run(ask)}")
@@ -144,11 +142,8 @@ def _fenced(path: Path) -> Iterator[Finding]:
     """Capacity that is there and is not leased."""
 
     async def ask() -> list[Resource]:
-        session = Session(path, timeout_s=ANSWER_S)
-        try:
+        with closing(Session(path, timeout_s=ANSWER_S)) as session:
             return (await session.devices()).resources
-        finally:
-            session.close()
 
     try:
         fenced = [

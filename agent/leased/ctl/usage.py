@@ -8,6 +8,7 @@ log gives the same bytes on any machine. What is still open is counted and marke
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ from leased.ctl.console import Console, parse_instant, timestamp
 from leased.ctl.rate_file import CONFIG_FILE, load_cards
 from leased.ctl.usage_text import Verbs, verb
 from leased.ctl.whole_file import write_whole
-from leased.durable.reader import ReadLog, read_log
+from leased.durable.reader import read_log
 from leased.economics.amounts import exact
 from leased.economics.intervals import Ledger, fold
 from leased.economics.meter import Sums, UsageKey, measure
@@ -94,15 +95,11 @@ class Books:
 
     def __init__(self, options: argparse.Namespace, console: Console) -> None:
         console.progress(f"verifying and folding {options.log}")
-        opened: ReadLog = read_log(options.log)
-        try:
-            self.ledger: Ledger
-            self.intervals: list[Interval]
+        self.ledger: Ledger
+        self.intervals: list[Interval]
+        with closing(read_log(options.log)) as opened:
             self.ledger, self.intervals = fold(opened.events())
             self.head = opened.head
-        finally:
-            opened.close()
-            console.end_progress()
         if self.ledger.boot_id is None:
             raise InvalidParameter("log", f"{options.log}: there is no record in it yet")
         timeline = self.ledger.timeline
@@ -298,8 +295,8 @@ def _tell_bill(bill: Statement, console: Console) -> None:
         )
         for line in bill.lines
     ]
-    for text in render.table(("ITEM", "PRIORITY", "TAG", "QUANTITY", "RATE", "COST", ""), rows):
-        console.say(text)
+    headings = ("ITEM", "PRIORITY", "TAG", "QUANTITY", "RATE", "COST", "")
+    console.say(*render.table(headings, rows))
     console.say(
         f"total {bill.total} {bill.currency}{'' if bill.complete else ' (not complete yet)'}"
     )

@@ -142,9 +142,13 @@ class Terms(msgspec.Struct, frozen=True):
         """Which version prices `hour`; the first also prices what was before it."""
         return number_of(self.cards, hour)
 
+    def card_of(self, hour: int) -> RateCard:
+        """The card that prices `hour`."""
+        return self.cards[self.card_number(hour)].card
+
     def card_at(self, at_ns: int) -> RateCard:
         """The card in force at an instant: one that begins later prices nothing yet."""
-        return self.cards[self.card_number(at_ns // HOUR_NS)].card
+        return self.card_of(at_ns // HOUR_NS)
 
     @property
     def costs(self) -> tuple[CardVersion, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from leased.collector.api.allocations import WANTED_NS, seen_of
-from leased.collector.api.seen import AllocationsSeen, TenantShare
+from leased.collector.api.fleet_answers import AllocationsSeen, TenantShare
 from leased.collector.fleet import Fleet
 from leased.terms.event import Refused
 from leased.terms.identity import CommandId, TenantId

@@ -10,7 +10,7 @@ from hashlib import sha256
 import msgspec
 import pytest
 
-from leased.collector.api.rows import node_row
+from leased.collector.api.fleet_rows import node_row
 from leased.collector.burden import BYTES_MAX, LOOK_RECORDS, burden
 from leased.collector.fleet import Fleet
 from leased.collector.node_view import NodeView

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from leased.collector.accounts.reaching import reach_of_fleet
-from leased.collector.api.rows import node_row
+from leased.collector.api.fleet_rows import node_row
 from leased.collector.api.views import Views
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.fleet import Fleet

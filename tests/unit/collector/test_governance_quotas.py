@@ -17,7 +17,7 @@ from leased.chain.signing import Signer
 from leased.collector.governance import windows
 from leased.collector.governance.dimensions import BY_KEY, DIMENSIONS, Form, parse, show
 from leased.collector.governance.divider import openings_at
-from leased.collector.governance.policies import compile_policy, shown_limits
+from leased.collector.governance.policies import compile_policy, sayings, shown_limits
 from leased.collector.governance.quotas import (
     Opening,
     Override,
@@ -156,7 +156,8 @@ def test_a_node_has_in_force_what_the_api_says(found, overrides, base, at) -> No
         for number, (what, end_ns) in enumerate(overrides)
     ]
     quota = Quota("acme", base)
-    policy = check_windows(compile_policy(Policy(), [quota], made, found, NOW - 40 * 86_400 * S))
+    said = sayings([quota], made, found, NOW - 40 * 86_400 * S)
+    policy = check_windows(compile_policy(Policy(), said))
     opened = open_windows(policy, at)
     node = dict(turned(policy, wall_ns=at, windows=opened, host=HOST).tenants)[TenantId("acme")]
     wanted = effective({}, quota, made, openings_at(found, at), at)
@@ -165,9 +166,8 @@ def test_a_node_has_in_force_what_the_api_says(found, overrides, base, at) -> No
 
 @given(st.sampled_from(CRONS), st.sampled_from(ZONES), instants)
 def test_the_api_and_the_nodes_name_the_same_instants(cron: str, zone: str, at: int) -> None:
-    policy = compile_policy(
-        Policy(), (), (), [Schedule("0" * 32, "acme", cron, zone, S, {"gpus": 1}, 0, "a")], NOW
-    )
+    nightly = Schedule("0" * 32, "acme", cron, zone, S, {"gpus": 1}, 0, "a")
+    policy = compile_policy(Policy(), sayings((), (), [nightly], NOW))
     following = windows.next_opening_ns(cron, zone, at)
     last = windows.last_opening_ns(cron, zone, at)
     assert following is not None and last is not None and last <= at < following
@@ -207,7 +207,7 @@ def test_the_operators_document_is_the_ground() -> None:
         ),
     )
     said = [Quota("acme", {"cpu_cores": 1000}), Quota("beta", {"gpus": 3000})]
-    tenants = dict(compile_policy(ground, said, (), (), NOW).tenants)
+    tenants = dict(compile_policy(ground, sayings(said, (), (), NOW)).tenants)
     assert tenants[TenantId("acme")].level_max is Level.CRITICAL
     assert shown_limits(tenants[TenantId("acme")]) == {"gpus": 2000, "cpu_cores": 1000}
     assert tenants[TenantId("beta")].level_max is Level.LOW
@@ -223,7 +223,7 @@ def test_what_the_document_says_for_single_hosts_stays() -> None:
         CapacityLimit(ResourceKind.CPU, 2000),
     )
     ground = Policy(tenants=((TenantId("acme"), TenantLimits(capacities=rows)),))
-    made = compile_policy(ground, [Quota("acme", {"cpu_cores": 1000})], (), (), NOW)
+    made = compile_policy(ground, sayings([Quota("acme", {"cpu_cores": 1000})], (), (), NOW))
     assert dict(made.tenants)[TenantId("acme")].capacities == (
         *rows[:2],
         CapacityLimit(ResourceKind.CPU, 1000),

@@ -14,8 +14,8 @@ import trio
 
 from leased.collector.governance.register import Register
 from leased.collector.webhooks.courier import Courier
-from leased.collector.webhooks.keeping import Kept
 from leased.collector.webhooks.outbox import Outbox
+from leased.collector.webhooks.task_outbox import TaskOutbox
 from leased.terms.moment import DAY_NS, NS_PER_S
 from tests.unit.collector.test_webhooks import NOW_NS, fact, hook
 
@@ -37,25 +37,25 @@ class Silent:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[Kept]:
+def kept(tmp_path: Path) -> Iterator[TaskOutbox]:
     with closing(Register(tmp_path)) as register:
         outbox = Outbox(register.connection, "urn:leased:fleet:t")
         with register.transaction():
             for number in range(RECEIVERS):
                 hook(outbox, tenants=(f"t{number}",))
                 outbox.put(fact(number, tenant=f"t{number}"))
-    with closing(Kept(tmp_path, lambda base: Outbox(base, "urn:leased:fleet:t"))) as kept:
+    with closing(TaskOutbox(tmp_path, lambda base: Outbox(base, "urn:leased:fleet:t"))) as kept:
         yield kept
 
 
-async def until(kept: Kept, holds: Callable[[], bool]) -> None:
+async def until(kept: TaskOutbox, holds: Callable[[], bool]) -> None:
     with trio.fail_after(10):
         while not holds():
             await kept.ask(lambda outbox: None)
 
 
 async def test_a_resolver_that_hangs_has_threads_of_its_own_and_one_a_receiver(
-    kept: Kept,
+    kept: TaskOutbox,
 ) -> None:
     """It had those that answer the API and read the archive, and more of them each attempt."""
     resolver, now_ns = Silent(), NOW_NS

@@ -155,6 +155,12 @@ def test_only_a_terminal_that_can_is_drawn_on_and_no_wider_than_it_is(
     assert len(line.removeprefix("\r\x1b[K")) == (((columns or 80) - 1) if able else 0)
 
 
+@pytest.mark.parametrize("tell", ["say", "note", "alarm"])
+def test_what_is_told_takes_the_progress_line_away(tell: str) -> None:
+    shown = on_a_terminal("xterm", 40, f"one.progress('waiting'); one.{tell}('done')")
+    assert "waiting\r\x1b[K" in shown and shown.endswith("done\r\n")
+
+
 def test_columns_are_as_wide_as_what_a_terminal_shows_in_them() -> None:
     names = ("租户", "e\u0301te\u0301", "\x1b", "plain")
     rows = render.table(("NAME", "ID"), [(name, "x") for name in names])

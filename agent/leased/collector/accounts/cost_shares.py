@@ -76,14 +76,18 @@ def parts(
     """Each with its part of `total` (10**-decimals units) and its share in hundredths, both adding
     up. What is below zero stays so, and has no share."""
     weights = [max(0, cost) for cost in wholes([cost for _, cost in named])]
-    hundredths = split(100, weights) if any(weights) else [0] * len(named)
-    shares = [Decimal(share).scaleb(-2) for share in hundredths]
     names = [name for name, _ in named]
     if all(cost >= 0 for _, cost in named):
         told = split(total, weights)
     else:
         told = nearest(total, [cost * 10**decimals for _, cost in named])
-    return list(zip(names, told, shares, strict=True))
+    return list(zip(names, told, _shares(weights), strict=True))
+
+
+def _shares(weights: list[int]) -> list[Decimal]:
+    """In hundredths that add up; none, where all weigh nothing."""
+    hundredths = split(100, weights) if any(weights) else [0] * len(weights)
+    return [Decimal(share).scaleb(-2) for share in hundredths]
 
 
 def ranked(
@@ -108,9 +112,8 @@ def named_costs(
 ) -> list[NamedCost]:
     """Costs by name, largest first, as they were rounded; shares of what is positive."""
     found = in_order(costs)
-    weights = [max(Fraction(0), cost) for _, cost in found]
-    hundredths = split(100, weights) if any(weights) else [0] * len(found)
+    shares = _shares([max(0, cost) for cost in wholes([cost for _, cost in found])])
     return [
-        NamedCost(name, money(amounts[name], decimals), Decimal(share).scaleb(-2))
-        for (name, _), share in zip(found, hundredths, strict=True)
+        NamedCost(name, money(amounts[name], decimals), share)
+        for (name, _), share in zip(found, shares, strict=True)
     ]

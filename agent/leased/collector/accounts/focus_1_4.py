@@ -15,54 +15,18 @@ from typing import Final
 
 from leased.collector.accounts.focus import COLUMNS, CUSTOM
 
-COLUMNS_1_4: Final = (
-    "BilledCost",
-    "BillingAccountId",
-    "BillingAccountName",
-    "BillingAccountType",
-    "BillingCurrency",
-    "BillingPeriodEnd",
-    "BillingPeriodStart",
-    "ChargeCategory",
-    "ChargeClass",
-    "ChargeDescription",
-    "ChargeFrequency",
-    "ChargePeriodEnd",
-    "ChargePeriodStart",
-    "ConsumedQuantity",
-    "ConsumedUnit",
-    "ContractedCost",
-    "ContractedUnitPrice",
-    "EffectiveCost",
-    "HostProviderName",
-    "InvoiceDetailId",
-    "InvoiceId",
-    "InvoiceIssuerName",
-    "ListCost",
-    "ListUnitPrice",
-    "PricingCategory",
-    "PricingCurrency",
-    "PricingCurrencyContractedUnitPrice",
-    "PricingCurrencyEffectiveCost",
-    "PricingCurrencyListUnitPrice",
-    "PricingQuantity",
-    "PricingUnit",
-    "ServiceCategory",
-    "ServiceName",
-    "ServiceProviderName",
-    "ServiceSubcategory",
-    "SkuId",
-    "SkuMeter",
-    "SkuPriceDetails",
-    "SkuPriceId",
-    "SubAccountId",
-    "SubAccountName",
-    "SubAccountType",
-    "Tags",
+_GONE: Final = frozenset(
+    (
+        *("AvailabilityZone", "RegionId", "RegionName"),
+        *("CapacityReservationId", "CapacityReservationStatus"),
+        *("ProviderName", "PublisherName", "ResourceId", "ResourceName", "ResourceType"),
+        *(name for name in COLUMNS if name.startswith("CommitmentDiscount")),
+    )
 )
+_NEW: Final = ("HostProviderName", "InvoiceDetailId", "ServiceProviderName")
+COLUMNS_1_4: Final = tuple(sorted((*_NEW, *(name for name in COLUMNS if name not in _GONE))))
 """Of the Cost and Usage dataset: all that are mandatory or recommended, and the conditional ones
 whose condition holds."""
-
 
 VERSIONS: Final = {
     "1.2": (*COLUMNS, *CUSTOM),

@@ -19,10 +19,9 @@ from typing import Any, Final
 import msgspec
 
 from leased.collector.accounts import periods
-from leased.collector.config import CONFIG, read_config
+from leased.collector.config import CONFIG, read_config, read_document
 from leased.ctl.console import parse_instant
 from leased.ctl.rate_file import parse_card
-from leased.durable.reading import read_text
 from leased.economics.contracts import (
     CardVersion,
     Contract,
@@ -38,7 +37,6 @@ from leased.economics.contracts import (
 from leased.economics.rates import RateCard, parse_price
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.identity import parse_id, parse_tenant
-from leased.terms.reading import read_toml
 
 TERMS_FILE: Final = "billing.toml"
 GIB: Final = 1 << 30
@@ -126,13 +124,7 @@ def load_terms_for(config: Path | None) -> Terms:
 def load_terms(path: Path) -> Terms:
     """The terms in `path`. Raises ConfigError, also where there is no such file: who names one does
     not want the list prices."""
-    try:
-        document = read_toml(read_text(path, pipe=True))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (UnicodeDecodeError, ConfigError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return parse_terms(document, str(path))
+    return parse_terms(read_document(path, pipe=True), str(path))
 
 
 def parse_terms(document: Mapping[str, Any], file: str) -> Terms:

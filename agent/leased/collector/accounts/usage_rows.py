@@ -85,7 +85,7 @@ def priced(terms: Terms, hour: int, amount: int, what: Priced) -> Fraction:
     kind, tier, priority, tag = what
     if is_probe(tag):
         return Fraction(0)
-    return terms.cards[terms.card_number(hour)].card.cost(amount, kind, tier, priority)
+    return terms.card_of(hour).cost(amount, kind, tier, priority)
 
 
 def _bucket(hour: int, window: Window, bucket_ns: int) -> int:

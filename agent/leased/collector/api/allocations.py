@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from leased.collector.accounts.answers import cut
 from leased.collector.accounts.reaching import reach_of_fleet
-from leased.collector.api.seen import AllocationsSeen, TenantShare
-from leased.collector.api.shown import quantities
+from leased.collector.api.fleet_answers import AllocationsSeen, TenantShare
+from leased.collector.api.quota_answers import quantities
 from leased.collector.fleet import Fleet
 from leased.collector.governance.dimensions import BY_KIND
 from leased.collector.governance.fairness import entitled, evenness

@@ -150,7 +150,7 @@ class Books:
         if first and store.rollups.is_foreign():
             self._say("the store is of another release: it is made again from the raw segments")
         try:
-            store.refresh(self._archive, retired=frozenset(terms.retired_nodes))
+            store.refresh(self._archive, retired=terms.retired_nodes)
             self._open(store, terms)
         except EngineGone as error:
             # What was read last is answered from, and says by its watermark how old it is.

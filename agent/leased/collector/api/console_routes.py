@@ -21,8 +21,8 @@ import trio
 from leased.collector.accounts.answers import Reach
 from leased.collector.accounts.reaching import nameless
 from leased.collector.api.books import Books
+from leased.collector.api.fleet_answers import LeaseSeen, NodeSeen
 from leased.collector.api.routes import Answer, Call, Caller, Route
-from leased.collector.api.seen import LeaseSeen, NodeSeen
 from leased.collector.api.views import Views
 from leased.collector.console import POLICY, Page, pages
 

@@ -10,7 +10,6 @@ Does not parse arguments (`verbs`) and does not pull.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -52,8 +51,8 @@ from leased.collector.api.server import Server
 from leased.collector.api.settings import Settings
 from leased.collector.archive.floor import Kept
 from leased.collector.archive.room import free_bytes
+from leased.collector.governance.directory import KEY_NAME, GovernanceDirectory
 from leased.collector.governance.issuer import Issuer
-from leased.collector.governance.keeping import KEY_NAME, Keeping
 from leased.collector.metering import engines
 from leased.collector.planning import capacity
 from leased.collector.telemetry.receiver import Mounted, Receiver
@@ -61,6 +60,7 @@ from leased.collector.telemetry.store import Store, recorded
 from leased.collector.telemetry.views import queue_depth
 from leased.collector.webhooks.mailing import Mailing
 from leased.collector.webhooks.watcher import Look
+from leased.collector.witness import os_entropy
 from leased.economics.contracts import Terms
 from leased.economics.rates import RateCard
 from leased.economics.waste import Judged
@@ -97,13 +97,13 @@ class Desk:
         self.books = Books(
             state, self._terms, say, make_engine=engines.maker(self._settings.store, directory)
         )
-        self._keeping = Keeping(state, lambda: secrets.token_bytes(16))
+        self._governance = GovernanceDirectory(state, os_entropy)
         try:
-            self._keeping.register.check()
+            self._governance.register.check()
             fleet = self._settings.governance.fleet
             self.issuer = Issuer(
-                register=self._keeping.register,
-                signer=self._keeping.signer,
+                register=self._governance.register,
+                signer=self._governance.signer,
                 key_name=KEY_NAME.format(fleet=fleet),
                 fleet=fleet,
                 ground=lambda: self._ground,
@@ -117,7 +117,7 @@ class Desk:
             )
             self.hooks = Mailing(
                 self._settings.webhooks,
-                self._keeping,
+                self._governance,
                 state,
                 directory,
                 source=f"urn:leased:fleet:{fleet}",
@@ -132,12 +132,13 @@ class Desk:
                 self._samples, wall_ns=wall_ns, newest_ns=self._newest_ns
             )
             self.server = Server(
-                *(Mounted(self.telemetry, self.application), self._settings.http),
+                Mounted(self.telemetry, self.application),
+                self._settings.http,
                 directory=directory,
                 identify=partial(identify, fleet=fleet),
             )
         except BaseException:
-            self._keeping.close()
+            self._governance.close()
             raise
 
     def _agreed(self) -> list[str]:
@@ -146,11 +147,11 @@ class Desk:
 
     def _table(self) -> list[Route]:
         self._quotas = quotas.Quotas(
-            register=self._keeping.register,
-            writer=self._keeping.writer,
+            register=self._governance.register,
+            writer=self._governance.writer,
             ground=lambda: self._ground,
             known=lambda: [*self.books.fleet.tenants(), *self._agreed()],
-            entropy=lambda: secrets.token_bytes(16),
+            entropy=os_entropy,
             tell=self.hooks.tell,
             newest_ns=self._newest_ns,
         )
@@ -219,7 +220,7 @@ class Desk:
             self.routes,
             gate=self._gate,
             pace=Pace(http.requests_per_s_max, http.requests_burst),
-            keeper=self._keeping.writer,
+            keeper=self._governance.writer,
             wall_ns=wall_ns,
             body_bytes_max=http.body_bytes_max,
             written=self._written,
@@ -323,4 +324,4 @@ class Desk:
         """Let go of everything. Idempotent."""
         self._samples.close()
         self.hooks.close()
-        self._keeping.close()
+        self._governance.close()

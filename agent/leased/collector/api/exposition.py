@@ -20,10 +20,19 @@ Samples = Mapping[tuple[str, ...], Value]
 _DIGITS: Final = 9
 
 
-def family(
+def gauge(name: str, meaning: str, labels: tuple[str, ...], samples: Samples) -> Iterator[str]:
+    """The lines of what goes up and down; none if it has no samples."""
+    return _family(name, "gauge", meaning, labels, samples)
+
+
+def counter(name: str, meaning: str, labels: tuple[str, ...], samples: Samples) -> Iterator[str]:
+    """The lines of what never falls; none if it has no samples."""
+    return _family(name, "counter", meaning, labels, samples)
+
+
+def _family(
     name: str, kind: str, meaning: str, labels: tuple[str, ...], samples: Samples
 ) -> Iterator[str]:
-    """The lines of one family; none if it has no samples."""
     told = (
         (tuple(zip(labels, values, strict=True)), _number(value))
         for values, value in samples.items()

@@ -20,10 +20,10 @@ from msgspec import Meta
 
 from leased.collector.accounts.answers import Reach
 from leased.collector.api import forms
+from leased.collector.api.fleet_answers import ShareSeen, SharesSeen
 from leased.collector.api.problems import Problem
+from leased.collector.api.quota_answers import quantities
 from leased.collector.api.routes import Answer, Call, Route, Scope
-from leased.collector.api.seen import ShareSeen, SharesSeen
-from leased.collector.api.shown import quantities
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, show
 from leased.collector.governance.issuer import Issuer
 from leased.collector.governance.register import Issued

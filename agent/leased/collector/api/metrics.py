@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.tally import Tally
-from leased.collector.api.exposition import Samples, family
+from leased.collector.api.exposition import Samples, counter, gauge
 from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.api.views import Views
 from leased.collector.archive.floor import Floor
@@ -100,8 +100,8 @@ class Metrics:
             # Telemetry is kept by the window: between two nothing is new.
             self._looked_ns = now_ns
             self._spare = _spare(self._waste(), self._fleet(), self._terms().card_at(now_ns))
-        yield from family(
-            *("grey_cost_overprovisioned_dollars", "gauge"),
+        yield from gauge(
+            "grey_cost_overprovisioned_dollars",
             "Cost of an hour of what leases hold beyond what they would at the target of use.",
             ("type",),
             self._spare,
@@ -109,8 +109,8 @@ class Metrics:
 
     def _waiting(self, now_ns: int) -> Iterable[str]:
         depth = self._queue_depth(now_ns)
-        yield from family(
-            *("grey_scheduler_queue_depth", "gauge"),
+        yield from gauge(
+            "grey_scheduler_queue_depth",
             "Requests that wait on nodes, as these say; absent where none sends telemetry.",
             (),
             {} if depth is None else {(): depth},
@@ -118,14 +118,14 @@ class Metrics:
 
     def _told(self) -> Iterable[str]:
         outcomes = self._hooks.outcomes
-        yield from family(
-            *("grey_webhook_deliveries_total", "counter"),
+        yield from counter(
+            "grey_webhook_deliveries_total",
             "Attempts to deliver a webhook since the server started, by what came of them.",
             ("outcome",),
             {(one,): outcomes[one] for one in OUTCOMES},
         )
-        yield from family(
-            *("grey_webhook_queue_deliveries", "gauge"),
+        yield from gauge(
+            "grey_webhook_queue_deliveries",
             "Deliveries that wait for their receiver, and those that were given up.",
             ("state",),
             {(one,): self._hooks.count(one) for one in ("pending", "dead")},
@@ -136,20 +136,20 @@ class Metrics:
         for tenant in self._tenants():
             for key, share in self._views.shares_of(tenant, now_ns).items():
                 ratios[tenant, key] = share
-        yield from family(
-            *("grey_quota_utilization_ratio", "gauge"),
+        yield from gauge(
+            "grey_quota_utilization_ratio",
             "Used of what a tenant may have on all nodes, or on the one where that is most.",
             ("tenant", "resource"),
             ratios,
         )
-        yield from family(
-            *("grey_quota_compliance_ratio", "gauge"),
+        yield from gauge(
+            "grey_quota_compliance_ratio",
             "Requests of the last day that were within quota, of all.",
             (),
             {(): Fraction(self._views.compliance_at(now_ns).quota_compliance)},
         )
-        yield from family(
-            *("grey_tenant_fairness_index", "gauge"),
+        yield from gauge(
+            "grey_tenant_fairness_index",
             "Jain's index over what tenants have of what they want and are entitled to.",
             (),
             {(): self._views.allocations_at(now_ns).fairness_index},
@@ -160,26 +160,26 @@ class Metrics:
         retired = self._fleet().retired
         accepted = [one for one in self._issuer.accepted.values() if one.node not in retired]
         current = [self._issuer.is_current(one) for one in accepted]
-        yield from family(
-            *("leased_collector_free_bytes", "gauge"),
+        yield from gauge(
+            "leased_collector_free_bytes",
             "Room on the disk of the state directory: without it nothing is pulled.",
             (),
             {(): self._free_bytes()},
         )
-        yield from family(
-            *("leased_policy_generation", "gauge"),
+        yield from gauge(
+            "leased_policy_generation",
             "The generation of the policy that nodes are handed.",
             (),
             {(): issued.generation},
         )
-        yield from family(
-            *("leased_policy_nodes", "gauge"),
+        yield from gauge(
+            "leased_policy_nodes",
             "Nodes by whether they have the current policy.",
             ("current",),
             {("true",): sum(current), ("false",): len(current) - sum(current)},
         )
-        yield from family(
-            *("leased_http_requests_total", "counter"),
+        yield from counter(
+            "leased_http_requests_total",
             "Requests answered, by route and status.",
             ("route", "status"),
             dict(self._requests),
@@ -190,8 +190,8 @@ def _present(fleet: Fleet, card: RateCard) -> Iterable[str]:
     """What an hour costs as things are."""
     hourly, tenants = _hourly(fleet, card)
     totals, held = fleet.standing().totals, fleet.held()
-    yield from family(
-        *("grey_cluster_utilization_ratio", "gauge"),
+    yield from gauge(
+        "grey_cluster_utilization_ratio",
         "Allocated of what there is.",
         ("resource",),
         {
@@ -200,14 +200,14 @@ def _present(fleet: Fleet, card: RateCard) -> Iterable[str]:
             if total
         },
     )
-    yield from family(
-        *("grey_cost_hourly_dollars", "gauge"),
+    yield from gauge(
+        "grey_cost_hourly_dollars",
         "Cost of an hour as things are; each part in one series, what nobody has as __idle__.",
         ("component", "tenant", "type"),
         hourly,
     )
-    yield from family(
-        *("grey_cost_tenant_hourly_dollars", "gauge"),
+    yield from gauge(
+        "grey_cost_tenant_hourly_dollars",
         "Cost of an hour of what a tenant has.",
         ("tenant",),
         tenants,
@@ -216,8 +216,8 @@ def _present(fleet: Fleet, card: RateCard) -> Iterable[str]:
     for (_, tenant, kind), cost in hourly.items():
         if tenant == IDLE:
             idle[(kind,)] = idle.get((kind,), Fraction(0)) + cost
-    yield from family(
-        *("grey_cost_idle_resources_dollars", "gauge"),
+    yield from gauge(
+        "grey_cost_idle_resources_dollars",
         "Cost of an hour of what nobody has.",
         ("type",),
         idle,
@@ -291,20 +291,20 @@ def _past(accounts: Accounts, floor: Floor) -> list[str]:
     end_ns = (accounts.newest_ns() // HOUR_NS + 1) * HOUR_NS
     tally = Tally(accounts.source, accounts.terms, floor, end_ns)
     return [
-        *family(
-            *("grey_cost_dollars_total", "counter"),
+        *counter(
+            "grey_cost_dollars_total",
             "Cost of what tenants had since the first record.",
             ("tenant", "type"),
             tally.costs,
         ),
-        *family(
-            *("grey_lease_capacity_seconds_total", "counter"),
+        *counter(
+            "grey_lease_capacity_seconds_total",
             "Capacity times time had since the first record, in units of the kind.",
             ("tenant", "kind", "tier", "priority"),
             tally.seconds,
         ),
-        *family(
-            *("grey_scheduler_tasks_completed_total", "counter"),
+        *counter(
+            "grey_scheduler_tasks_completed_total",
             "Leases that were given back: each is a task done.",
             ("tenant", "outcome"),
             {(tenant, "released"): int(count) for (tenant,), count in tally.tasks.items()},
@@ -327,14 +327,14 @@ def _quotients(accounts: Accounts, end_ns: int) -> Iterable[str]:
     core_hours = Fraction(core_ns, UNIT[ResourceKind.CPU] * HOUR_NS)
     per_task: Samples = {(): cost / tasks} if tasks else {}
     per_hour: Samples = {(): cost / core_hours} if core_hours else {}
-    yield from family(
-        *("grey_cost_per_task_dollar", "gauge"),
+    yield from gauge(
+        "grey_cost_per_task_dollar",
         "Cost of the last whole hour by the tasks that it completed.",
         (),
         per_task,
     )
-    yield from family(
-        *("grey_cost_per_cpu_hour_dollar", "gauge"),
+    yield from gauge(
+        "grey_cost_per_cpu_hour_dollar",
         "Cost of the last whole hour by the core-hours that were had in it.",
         (),
         per_hour,
@@ -356,20 +356,20 @@ def _chains(fleet: Fleet, now_ns: int) -> Iterable[str]:
         if Verdict(entry.verdict).sticky and entry.log_id not in fleet.replaced:
             key = (entry.name, entry.verdict)
             bad[key] = bad.get(key, 0) + 1
-    yield from family(
-        *("grey_chain_verified_records_total", "counter"),
+    yield from counter(
+        "grey_chain_verified_records_total",
         "Records of a node that were verified and kept.",
         ("node",),
         verified,
     )
-    yield from family(
-        *("grey_chain_head_age_seconds", "gauge"),
+    yield from gauge(
+        "grey_chain_head_age_seconds",
         "Since a node last answered with a head that holds.",
         ("node",),
         ages,
     )
-    yield from family(
-        *("grey_chain_verify_failures_total", "counter"),
+    yield from counter(
+        "grey_chain_verify_failures_total",
         "Logs whose verdict wants an operator, by verdict.",
         ("node", "reason"),
         bad,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -28,8 +28,6 @@ from leased.collector.planning.scheduled_scaling import ScalingPlan, scheduled_s
 from leased.collector.planning.slo import ServiceLevels, service_levels
 from leased.collector.planning.spot import SpotPlan, spot
 from leased.economics.placement import Strategy
-from leased.economics.pools import UNIT
-from leased.terms.resource import ResourceKind
 
 Whole = Annotated[int, Meta(ge=0, le=1_000_000)]
 NodeIds = Annotated[
@@ -44,7 +42,6 @@ Percents = Annotated[
     ),
 ]
 Text = Annotated[str, Meta(min_length=1, max_length=256)]
-_KINDS: Final = ("gpu", "cpu", "mem", "block")
 
 
 class PlacementQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,14 +58,8 @@ class PlacementQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     project: Text | None = None
 
 
-class SensitivityQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far back."""
-
-    period: Annotated[str, Meta(pattern=PERIOD)] = "30d"
-
-
-class LevelsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far back, 35 days at most."""
+class BackQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far back: of service levels 35 days at most, of scaling 92."""
 
     period: Annotated[str, Meta(pattern=PERIOD)] = "30d"
 
@@ -78,12 +69,6 @@ class SpotQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     period: Annotated[str, Meta(pattern=PERIOD)] = "30d"
     percents: Percents | None = None
-
-
-class ScalingQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far back, 92 days at most."""
-
-    period: Annotated[str, Meta(pattern=PERIOD)] = "30d"
 
 
 class Planning:
@@ -96,11 +81,7 @@ class Planning:
         """Where a request would go best."""
         call.caller.require_all()
         query = call.query
-        asked = {
-            kind: getattr(query, kind) * UNIT[ResourceKind[kind.upper()]]
-            for kind in _KINDS
-            if getattr(query, kind)
-        }
+        asked = advice.raw_amounts(query)
         if not asked:
             raise Problem(422, "Ask for something: gpu, cpu, mem or block.", parameter="gpu")
         if query.project is not None and query.tenant is None:
@@ -153,30 +134,14 @@ def routes(planning: Planning) -> list[Route]:
     get = partial(Route, "GET", slow=True)
     dear = partial(get, scope=Scope.COST, problems=(404, 422, 503))
     return [
-        get(
-            *(f"{top}/placement", planning.placement, "Where a request would go best"),
-            advice.Placement,
-            takes_query=PlacementQuery,
-            problems=(422, 503),
-        ),
-        dear(
-            *(f"{top}/sensitivity", planning.sensitivity, "What workloads live by"),
-            advice.SensitivityReport,
-            takes_query=SensitivityQuery,
-        ),
-        dear(
-            *("/v1/governance/economics/slo", planning.levels, "What each tier promised and kept"),
-            ServiceLevels,
-            takes_query=LevelsQuery,
-        ),
-        dear(
-            *(f"{top}/spot", planning.spot, "What a share of spot capacity would cost"),
-            SpotPlan,
-            takes_query=SpotQuery,
-        ),
-        dear(
-            *(f"{top}/scaling", planning.scheduled, "What scaling by schedule would cost"),
-            ScalingPlan,
-            takes_query=ScalingQuery,
-        ),
-    ]
+        get(f"{top}/placement", planning.placement, "Where a request would go best",
+            advice.Placement, takes_query=PlacementQuery, problems=(422, 503)),
+        dear(f"{top}/sensitivity", planning.sensitivity, "What workloads live by",
+             advice.SensitivityReport, takes_query=BackQuery),
+        dear("/v1/governance/economics/slo", planning.levels, "What each tier promised and kept",
+             ServiceLevels, takes_query=BackQuery),
+        dear(f"{top}/spot", planning.spot, "What a share of spot capacity would cost",
+             SpotPlan, takes_query=SpotQuery),
+        dear(f"{top}/scaling", planning.scheduled, "What scaling by schedule would cost",
+             ScalingPlan, takes_query=BackQuery),
+    ]  # fmt: skip

@@ -7,15 +7,15 @@ Does nothing (`quotas`).
 from __future__ import annotations
 
 from leased.collector.api import forms
-from leased.collector.api.quotas import TOP, Quotas
-from leased.collector.api.routes import Route, Scope
-from leased.collector.api.shown import (
+from leased.collector.api.quota_answers import (
     ChangesSeen,
     QuotaSeen,
     QuotasSeen,
     ScheduleSeen,
     SchedulesSeen,
 )
+from leased.collector.api.quotas import TOP, Quotas
+from leased.collector.api.routes import Route, Scope
 
 
 def routes(quotas: Quotas) -> list[Route]:

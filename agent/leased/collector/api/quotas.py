@@ -18,8 +18,7 @@ import msgspec
 from leased.collector.api import forms
 from leased.collector.api.meanings import read_duration, read_instant, read_terms
 from leased.collector.api.problems import Problem
-from leased.collector.api.routes import Answer, Call
-from leased.collector.api.shown import (
+from leased.collector.api.quota_answers import (
     ChangeSeen,
     ChangesSeen,
     OverrideSeen,
@@ -33,9 +32,15 @@ from leased.collector.api.shown import (
     quantities,
     terms_seen,
 )
+from leased.collector.api.routes import Answer, Call
 from leased.collector.governance import windows
 from leased.collector.governance.divider import openings_at
-from leased.collector.governance.policies import compile_policy, default_lending, default_limits
+from leased.collector.governance.policies import (
+    compile_policy,
+    default_lending,
+    default_limits,
+    sayings,
+)
 from leased.collector.governance.quotas import (
     RESERVED,
     Limit,
@@ -286,10 +291,8 @@ class Quotas:
         """Take a schedule away; its window, if one is open, closes."""
         schedule = self._find(self._writer, call)
         self._writer.remove("schedules", schedule.id)
-        self._seal(
-            *(call, self._entropy().hex(), "schedule.end", schedule.tenant),
-            *(f"ended {schedule.id}", None),
-        )
+        reason = f"ended {schedule.id}"
+        self._seal(call, self._entropy().hex(), "schedule.end", schedule.tenant, reason, None)
         return Answer(status=204)
 
     def changes(self, call: Call) -> Answer:
@@ -334,9 +337,8 @@ class Quotas:
     def _must_compile(self, now_ns: int) -> None:
         """Raises ConfigError if nodes would not take what would come of this."""
         writer = self._writer
-        compile_policy(
-            self._ground(), writer.quotas(), writer.overrides(), writer.schedules(), now_ns
-        )
+        said = sayings(writer.quotas(), writer.overrides(), writer.schedules(), now_ns)
+        compile_policy(self._ground(), said)
 
 
 def unknown(tenant: str) -> Problem:

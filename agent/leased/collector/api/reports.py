@@ -336,43 +336,27 @@ def routes(reports: Reports) -> list[Route]:
     cost, missing = Scope.COST, (404, 422, 503)
     rows: list[tuple[str, Any, str, Any, type[msgspec.Struct] | None]] = [
         ("governance/costs", reports.costs, "What everybody cost", answers.Costs, CostsQuery),
-        (
-            *("governance/costs/nodes", reports.node_costs),
-            *("What each node cost, and what of it was idle", NodeCosts, TimeQuery),
-        ),
+        ("governance/costs/nodes", reports.node_costs,
+         "What each node cost, and what of it was idle", NodeCosts, TimeQuery),
         ("billing/summary", reports.summary, "A tenant's bill", bill_answers.Summary, SummaryQuery),
-        (
-            *("billing/bill", reports.bill, "A tenant's bill, byte for byte as it is computed"),
-            *(Bill, SummaryQuery),
-        ),
+        ("billing/bill", reports.bill, "A tenant's bill, byte for byte as it is computed",
+         Bill, SummaryQuery),
         ("billing/usage", reports.usage, "A tenant's usage", answers.UsageReport, UsageQuery),
-        (
-            *("billing/chargeback", reports.chargeback, "A month by cost centre"),
-            *(answers.Chargeback, ChargebackQuery),
-        ),
+        ("billing/chargeback", reports.chargeback, "A month by cost centre",
+         answers.Chargeback, ChargebackQuery),
         ("governance/capacity", reports.capacity, "What there is", answers.Capacity, None),
-        (
-            *("governance/capacity/forecast", reports.forecast, "What will be held"),
-            *(answers.Forecast, ForecastQuery),
-        ),
-        (
-            *("governance/allocations/history", reports.history, "What was held of what there was"),
-            *(AllocationHistory, HistoryQuery),
-        ),
-        (
-            *("governance/economics/latency-cost", reports.latency, "What it costs to be quicker"),
-            *(LatencyCost, LatencyQuery),
-        ),
-        (
-            *("governance/optimize/rightsizing", reports.rightsizing, "Who asks for too much"),
-            *(RightSizing, RightSizingQuery),
-        ),
+        ("governance/capacity/forecast", reports.forecast, "What will be held",
+         answers.Forecast, ForecastQuery),
+        ("governance/allocations/history", reports.history, "What was held of what there was",
+         AllocationHistory, HistoryQuery),
+        ("governance/economics/latency-cost", reports.latency, "What it costs to be quicker",
+         LatencyCost, LatencyQuery),
+        ("governance/optimize/rightsizing", reports.rightsizing, "Who asks for too much",
+         RightSizing, RightSizingQuery),
         ("governance/optimize/idle", reports.idle, "What nobody uses", answers.Idle, None),
-        (
-            *("governance/optimize/reservations", reports.reservations, "What to reserve"),
-            *(answers.Reservations, PeriodQuery),
-        ),
-    ]
+        ("governance/optimize/reservations", reports.reservations, "What to reserve",
+         answers.Reservations, PeriodQuery),
+    ]  # fmt: skip
     return [
         Route(
             "GET",

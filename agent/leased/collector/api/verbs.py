@@ -34,7 +34,7 @@ from leased.collector.api.callers import hash_of
 from leased.collector.api.certificates import estranged
 from leased.collector.api.routes import Scope
 from leased.collector.extras import how_to_have
-from leased.collector.governance.keeping import DIRECTORY, KEY_NAME, load_signer
+from leased.collector.governance.directory import DIRECTORY, KEY_NAME, load_signer
 from leased.collector.own_door import read_listening
 from leased.collector.retention_rule import load_rule
 from leased.ctl.console import Console

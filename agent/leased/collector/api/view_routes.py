@@ -9,8 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from leased.collector.api import forms
-from leased.collector.api.routes import Route
-from leased.collector.api.seen import (
+from leased.collector.api.fleet_answers import (
     AllocationsSeen,
     ComplianceSeen,
     EventsSeen,
@@ -18,6 +17,7 @@ from leased.collector.api.seen import (
     NodesSeen,
     UsageSeen,
 )
+from leased.collector.api.routes import Route
 from leased.collector.api.views import Views
 
 

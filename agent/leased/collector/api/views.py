@@ -22,11 +22,7 @@ import msgspec
 from leased.collector.accounts.answers import Reach, cut
 from leased.collector.accounts.reaching import reach_of_fleet
 from leased.collector.api.allocations import seen_of
-from leased.collector.api.problems import unread
-from leased.collector.api.quotas import unknown
-from leased.collector.api.routes import Answer, Call, Caller
-from leased.collector.api.rows import lease_row, newest_first, newest_of, node_row
-from leased.collector.api.seen import (
+from leased.collector.api.fleet_answers import (
     AllocationsSeen,
     ComplianceSeen,
     EventSeen,
@@ -38,7 +34,11 @@ from leased.collector.api.seen import (
     UsageOf,
     UsageSeen,
 )
-from leased.collector.api.shown import page, quantities
+from leased.collector.api.fleet_rows import lease_row, newest_first, newest_of, node_row
+from leased.collector.api.problems import unread
+from leased.collector.api.quota_answers import page, quantities
+from leased.collector.api.quotas import unknown
+from leased.collector.api.routes import Answer, Call, Caller
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.fleet import Fleet
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, Form, show
@@ -79,7 +79,7 @@ class Views:
         return Answer(self.usage_of(tenant, call.now_ns))
 
     def usage_of(self, tenant: str, now_ns: int) -> UsageSeen:
-        """The same, for whoever else wants to know."""
+        """The same as a struct, of a tenant that is known."""
         fleet, limits = self._fleet(), self._limits(tenant, now_ns)
         by_node = {view: _used(view, tenant, now_ns) for view in _telling(fleet, tenant)}
         rows: dict[str, UsageOf] = {}
@@ -180,7 +180,7 @@ class Views:
         return Answer(self.compliance_at(call.now_ns))
 
     def compliance_at(self, now_ns: int) -> ComplianceSeen:
-        """The same, for whoever else wants to know."""
+        """The same as a struct: the checklist and the metrics show a part of it."""
         from_ns = now_ns // HOUR_NS * HOUR_NS - (HOURS - 1) * HOUR_NS
         tallies = self._fleet().standing().tallies(from_ns, now_ns)
         whole = Tally()
@@ -208,7 +208,7 @@ class Views:
         )
 
     def allocations_at(self, now_ns: int) -> AllocationsSeen:
-        """The same, for whoever else wants to know."""
+        """`allocations` as a struct: the checklist and the metrics show a part of it."""
         return seen_of(self._fleet(), self._ground(), now_ns)
 
     # -- nodes, leases, records --------------------------------------------------------------------
@@ -219,7 +219,7 @@ class Views:
         return Answer(self.nodes_at(call.now_ns))
 
     def nodes_at(self, now_ns: int) -> NodesSeen:
-        """The same, for whoever else wants to know."""
+        """The same as a struct, which the console reads."""
         fleet = self._fleet()
         logs: dict[str, list[LogEntry]] = {}
         for entry in list(fleet.entries.values()):
@@ -239,7 +239,7 @@ class Views:
         return Answer(LeasesSeen(list(shown), len(rows), *told))
 
     def leases_of(self, caller: Caller, tenant: str | None, now_ns: int) -> list[LeaseSeen]:
-        """The same, for whoever else wants to know."""
+        """Those that the caller may see, of a tenant or of all."""
         if tenant is not None:
             caller.require_tenant(tenant)
         found = [

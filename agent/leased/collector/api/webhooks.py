@@ -18,8 +18,8 @@ from msgspec import Meta
 
 from leased.collector.api import forms
 from leased.collector.api.problems import Problem
+from leased.collector.api.quota_answers import number_before, page
 from leased.collector.api.routes import Answer, Call, Caller, Route, Scope
-from leased.collector.api.shown import number_before, page
 from leased.collector.webhooks.outbox import Delivery, Outbox, Webhook
 from leased.collector.webhooks.receivers import NoWebhook, Receivers, TooMany
 from leased.terms.quantity import parse_instant, print_instant

@@ -96,8 +96,7 @@ class ArchiveReader:
         stop = entry.head.size if entry is not None else 0
         while from_seq < stop:
             segment, data = self._read(log_id, from_seq)
-            offset = _skip(data, from_seq - segment.first_seq)
-            yield data[offset:] if offset else data
+            yield data[_before(data, from_seq) :]
             from_seq = segment.last_seq + 1
 
     def chunks(self, log_id: str, from_seq: int = 0) -> Iterator[bytes]:
@@ -234,10 +233,6 @@ class Archive(ArchiveReader):
                 self.files.remove(made.path)
         return outcome
 
-    def judge(self, log_id: str, at: Head, verdict: str, why: str, now_ns: int) -> None:
-        """Set a log's verdict. Raises CursorMoved."""
-        self.manifest.set(log_id, at, verdict=verdict, why=why, since_ns=now_ns)
-
     def consolidate(self, log_id: str) -> int:
         """Put small neighbours together, until there is no run of them; how many files went."""
         gone = 0
@@ -350,14 +345,6 @@ def _before(data: bytes, sequence: int) -> int:
     while offset < len(data):
         if int.from_bytes(data[offset + 8 : offset + 16], "little") >= sequence:
             break
-        offset += int.from_bytes(data[offset : offset + 4], "little")
-    return offset
-
-
-def _skip(data: bytes, count: int) -> int:
-    """Where the frame after the first `count` begins."""
-    offset = 0
-    for _ in range(count):
         offset += int.from_bytes(data[offset : offset + 4], "little")
     return offset
 

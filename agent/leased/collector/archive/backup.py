@@ -32,7 +32,7 @@ from leased.collector.archive.floor import Kept
 from leased.collector.archive.manifest import DATABASE, Manifest
 from leased.collector.archive.manifests import COLLECTORS, POINTER, export, is_shared, is_there
 from leased.collector.archive.segments import SEGMENTS
-from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
+from leased.collector.governance.directory import DIRECTORY as GOVERNANCE
 from leased.collector.governance.register import DATABASE as REGISTER
 from leased.collector.governance.register import Register
 from leased.collector.heads import DATABASE as HEADS
@@ -119,7 +119,8 @@ def back_up(
             raise StateError(f"{state}: records were removed meanwhile: make the backup again")
         listing = Listing(FORMAT, __version__, now_ns, dict(sorted(files.items())))
         _sync(directory)
-        _write(directory, LIST, msgspec.json.format(msgspec.json.encode(listing), indent=1))
+        with closing(DirectoryDisk(directory)) as disk:
+            write_whole(disk, LIST, msgspec.json.format(msgspec.json.encode(listing), indent=1))
     except (OSError, sqlite3.Error) as error:
         raise StateError(f"{directory}: {error}; it is no backup") from error
     return listing
@@ -294,7 +295,6 @@ def _clear(state: Path) -> None:
 
 def _take(directory: Path, path: str, kept: Copied, target: Path) -> None:
     """Copy one file of a backup. Raises StateError if it is not what it was."""
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         _copy(directory / path, target)
     except FileNotFoundError:
@@ -322,8 +322,3 @@ def _sync(directory: Path) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-
-
-def _write(directory: Path, name: str, data: bytes) -> None:
-    with closing(DirectoryDisk(directory)) as disk:
-        write_whole(disk, name, data)

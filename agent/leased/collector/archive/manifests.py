@@ -94,36 +94,30 @@ def share(
     if any((directory / one).exists() for one in OWN) and not name:
         raise InvalidParameter("name", "whose key and log are there, as nodes know it (pull.name)")
     _see_one_host(directory, open_disk)
-    disk = DirectoryDisk(directory)
-    if not disk.lock():
-        disk.close()
-        raise StateError(f"{directory}: a collector has it open; stop that first")
-    old, new = Manifest(directory), open_shared(database)
-    try:
-        if new.logs() not in ([], old.logs()):
-            raise StateError("the database has a manifest in it that is another fleet's")
-        if not new.logs():
-            with new.transaction():
-                _copy(old, new)
-        own = directory / COLLECTORS / name
-        own.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for one in OWN:
-            if (directory / one).exists():
-                (directory / one).rename(own / one)
-        write_whole(disk, POINTER, database.encode() + b"\n")
-        return len(new.logs())
-    finally:
-        old.close()
-        new.close()
-        disk.close()
+    with closing(DirectoryDisk(directory)) as disk:
+        if not disk.lock():
+            raise StateError(f"{directory}: a collector has it open; stop that first")
+        with closing(Manifest(directory)) as old, closing(open_shared(database)) as new:
+            if new.logs() not in ([], old.logs()):
+                raise StateError("the database has a manifest in it that is another fleet's")
+            if not new.logs():
+                with new.transaction():
+                    _copy(old, new)
+            own = directory / COLLECTORS / name
+            own.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for one in OWN:
+                if (directory / one).exists():
+                    (directory / one).rename(own / one)
+            write_whole(disk, POINTER, database.encode() + b"\n")
+            return len(new.logs())
 
 
 def export(shared: Path, directory: Path) -> list[Any]:
     """Write a manifest that is in PostgreSQL, as it is at one moment, into a directory, where it is
     one collector's; the heads that wait there to be compared. Who has which part is left out: that
     lasts for seconds. Raises StateError."""
-    old: Any = open_manifest(shared, read_only=True)
-    try:
+    opened: Any = open_manifest(shared, read_only=True)
+    with closing(opened) as old:
         (directory / DATABASE).unlink(missing_ok=True)
         with closing(Manifest(directory)) as new:
             with old.still(), new.transaction():
@@ -131,8 +125,6 @@ def export(shared: Path, directory: Path) -> list[Any]:
                 heads: list[Any] = old.heads()
             new.connection.execute("PRAGMA journal_mode = DELETE")
             return heads
-    finally:
-        old.close()
 
 
 def _copy(old: ManifestTables, new: ManifestTables) -> None:

@@ -48,14 +48,8 @@ def fractions(bounds: Mapping[str, int], present: list[str]) -> dict[str, int]:
     may still have, absent ones too."""
     if not present:
         return {}
-    goal = FLOORS_PPB // len(present)
-    free = WHOLE_PPB - sum(bounds.values())
-    found = {}
-    for name in sorted(present):
-        bound = bounds.get(name, 0)
-        found[name] = goal if goal <= bound else bound + min(goal - bound, max(0, free))
-        free -= max(0, found[name] - bound)
-    return found
+    goals = dict.fromkeys(sorted(present), FLOORS_PPB // len(present))
+    return _within(WHOLE_PPB - sum(bounds.values()), goals, bounds)
 
 
 def floor_of(limit: int, ppb: int, quantum: int) -> int:
@@ -132,10 +126,16 @@ def affordable(
 ) -> dict[str, int]:
     """`goals`, as far as they can be handed out now: less at once, more only of what nobody may
     still have. `elsewhere` is what nodes that are not asked may."""
-    free = limit - elsewhere - sum(site.bound for site in sites.values())
+    bounds = {name: site.bound for name, site in sites.items()}
+    free = limit - elsewhere - sum(bounds.values())
+    return _within(free, {name: goals[name] for name in ranked(sites)}, bounds)
+
+
+def _within(free: int, goals: Mapping[str, int], bounds: Mapping[str, int]) -> dict[str, int]:
+    """Each its goal, but more than its bound only while some of `free` is left; in their order."""
     found = {}
-    for name in ranked(sites):
-        bound, goal = sites[name].bound, goals[name]
+    for name, goal in goals.items():
+        bound = bounds.get(name, 0)
         found[name] = goal if goal <= bound else bound + min(goal - bound, max(0, free))
         free -= max(0, found[name] - bound)
     return found

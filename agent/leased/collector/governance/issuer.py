@@ -34,6 +34,7 @@ from leased.collector.governance.divider import (
     plan_of,
 )
 from leased.collector.governance.policies import (
+    Saying,
     compile_policy,
     most_for_good,
     policy_of_node,
@@ -120,14 +121,11 @@ class Issuer:
 
     def compiled(self) -> Policy:
         """The fleet's policy as it would be now."""
-        now_ns = self._wall_ns()
-        return compile_policy(
-            self.ground(),
-            self._register.quotas(),
-            self._register.overrides(),
-            self._register.schedules(),
-            now_ns,
-        )
+        return compile_policy(self.ground(), self._said(self._wall_ns()))
+
+    def _said(self, now_ns: int) -> dict[str, Saying]:
+        register = self._register
+        return sayings(register.quotas(), register.overrides(), register.schedules(), now_ns)
 
     def turn(self) -> None:
         """Issue what there is a reason to. Raises ConfigError."""
@@ -154,13 +152,8 @@ class Issuer:
         return min(end_ns for end_ns in ends if end_ns is not None)
 
     def _issue(self, now_ns: int) -> Issued:
-        said = sayings(
-            self._register.quotas(),
-            self._register.overrides(),
-            self._register.schedules(),
-            now_ns,
-        )
-        policy = policy_note.bare(self.compiled())
+        said = self._said(now_ns)
+        policy = policy_note.bare(compile_policy(self.ground(), said))
         self._plan, self._policy = plan_of(said, now_ns), policy
         policy_hash = digest(policy)
         last = self._register.issued()

@@ -108,16 +108,9 @@ def default_lending(policy: Policy, tenant: str) -> frozenset[str]:
     )
 
 
-def compile_policy(
-    ground: Policy,
-    quotas: Sequence[Quota],
-    overrides: Sequence[Override],
-    schedules: Sequence[Schedule],
-    now_ns: int,
-) -> Policy:
-    """The policy of the fleet at `now_ns`: every node's, where nothing is divided. Raises
-    ConfigError if it cannot be meant."""
-    said = sayings(quotas, overrides, schedules, now_ns)
+def compile_policy(ground: Policy, said: Mapping[str, Saying]) -> Policy:
+    """The policy of the fleet: every node's, where nothing is divided. Raises ConfigError if it
+    cannot be meant."""
     tenants: dict[TenantId, TenantLimits] = dict(ground.tenants)
     for tenant, saying in said.items():
         tenants[TenantId(tenant)] = _tenant(ground_of(ground, tenant), saying)

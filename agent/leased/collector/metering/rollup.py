@@ -143,11 +143,8 @@ class Rollups:
     def _take(self, before: Rollups, names: Iterable[str]) -> bool:
         with closing(DirectoryDisk(self.directory)) as disk:
             for name in names:
-                try:
-                    data = (before.directory / name).read_bytes()
-                except FileNotFoundError:
-                    return False
-                if sha256(data).hexdigest() not in name:
+                data = before.read(name)
+                if data is None:
                     return False
                 put(disk, name, data)
         return True
@@ -159,17 +156,16 @@ class Rollups:
 
     def check(self, listing: Listing) -> list[str]:
         """The names of files that are missing or are not what their name says."""
-        bad = []
         names = [name for one in listing.closed for name in one.files.values()]
-        for name in [*names, *listing.open.values()]:
-            try:
-                data = (self.directory / name).read_bytes()
-            except FileNotFoundError:
-                bad.append(name)
-                continue
-            if sha256(data).hexdigest() not in name:
-                bad.append(name)
-        return bad
+        return [name for name in (*names, *listing.open.values()) if self.read(name) is None]
+
+    def read(self, name: str) -> bytes | None:
+        """A file; None: it is missing or is not what its name says."""
+        try:
+            data = (self.directory / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        return data if sha256(data).hexdigest() in name else None
 
 
 def stretches(first_day: int, end_day: int) -> Iterator[tuple[int, int]]:

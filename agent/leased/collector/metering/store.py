@@ -11,7 +11,7 @@ Does not pull (`ingest`) and does not price (`accounts`).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -72,7 +72,6 @@ class Store:
     """The derived state below one state directory."""
 
     def __init__(self, directory: Path, *, make_engine: MakeEngine | None = None) -> None:
-        self.state = directory
         self.directory = directory / DERIVED
         self.rollups = Rollups(self.directory)
         self._make_engine = make_engine
@@ -82,7 +81,7 @@ class Store:
         self,
         archive: ArchiveReader,
         *,
-        retired: frozenset[str] = frozenset(),
+        retired: Iterable[str] = (),
         progress: Callable[[str], None] = lambda text: None,
     ) -> Refreshed:
         """Bring everything up to date. Raises StateError, StoreBusy."""
@@ -93,7 +92,7 @@ class Store:
         self,
         archive: ArchiveReader,
         *,
-        retired: frozenset[str] = frozenset(),
+        retired: Iterable[str] = (),
         progress: Callable[[str], None] = lambda text: None,
     ) -> tuple[Refreshed, list[str]]:
         """Make all of it again from the raw segments; also the names of files that are not what
@@ -123,10 +122,10 @@ class Store:
             return done, changed
 
     def _refresh(
-        self, archive: ArchiveReader, retired: frozenset[str], progress: Callable[[str], None]
+        self, archive: ArchiveReader, gone: Iterable[str], progress: Callable[[str], None]
     ) -> Refreshed:
         floor = archive.kept.floor()
-        retired |= archive.manifest.replaced()
+        retired = archive.manifest.replaced().union(gone)
         self.settle(floor)
         before = self.rollups.listing()
         entries = [entry for entry in archive.logs() if entry.head.size]

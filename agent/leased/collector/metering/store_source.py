@@ -78,17 +78,16 @@ class StoreSource:
 
     def cells(self, window: tuple[int, int], tenant: str | None = None) -> dict[UsageKey, int]:
         """See `sources.Source`."""
-        return tables.cells(self._rows("usage", window, tenant, only_held=tenant is not None))
+        return tables.cells(self._rows("usage", window, tenant))
 
     def sums(
         self, window: tuple[int, int], tenant: str | None = None, *, tags: bool = False
     ) -> dict[UsageKey, int]:
         """See `sources.Source`."""
-        where, values = _where(window, tenant)
-        pool = " AND pool = 0" if tenant is not None else ""
+        where, values = _where("usage", window, tenant)
         rows = self._engine.query(
             f"SELECT {window[0] // HOUR_NS}, pool, tenant, kind, tier, priority,"
-            f" {'tag' if tags else _PROBE} AS charged, SUM(cap_ns) FROM usage WHERE {where}{pool}"
+            f" {'tag' if tags else _PROBE} AS charged, SUM(cap_ns) FROM usage WHERE {where}"
             " GROUP BY pool, tenant, kind, tier, priority, charged",
             values,
         )
@@ -140,26 +139,19 @@ class StoreSource:
         """Let go of the engine. Idempotent."""
         self._engine.close()
 
-    def _rows(
-        self,
-        kind: str,
-        window: tuple[int, int],
-        tenant: str | None,
-        *,
-        only_held: bool = False,
-    ) -> Rows:
-        where, values = _where(window, tenant)
-        pool = " AND pool = 0" if only_held else ""
+    def _rows(self, kind: str, window: tuple[int, int], tenant: str | None) -> Rows:
+        where, values = _where(kind, window, tenant)
         names = ", ".join(RESULTS[kind])
-        return self._engine.query(f"SELECT {names} FROM {kind} WHERE {where}{pool}", values)
+        return self._engine.query(f"SELECT {names} FROM {kind} WHERE {where}", values)
 
 
-def _where(window: tuple[int, int], tenant: str | None) -> tuple[str, list[object]]:
-    """The hours that begin in a window."""
-    values: list[object] = [-(-window[0] // HOUR_NS), -(-window[1] // HOUR_NS)]
+def _where(kind: str, window: tuple[int, int], tenant: str | None) -> tuple[str, list[object]]:
+    """The hours that begin in a window; of a tenant's usage what it held itself."""
+    hours, values = "hour >= ? AND hour < ?", [-(-window[0] // HOUR_NS), -(-window[1] // HOUR_NS)]
     if tenant is None:
-        return "hour >= ? AND hour < ?", values
-    return "hour >= ? AND hour < ? AND tenant = ?", [*values, tenant]
+        return hours, list(values)
+    pool = " AND pool = 0" if kind == "usage" else ""
+    return f"{hours} AND tenant = ?{pool}", [*values, tenant]
 
 
 def _nothing(kind: str) -> str:

@@ -24,12 +24,21 @@ from leased.collector.accounts.periods import Window
 from leased.collector.telemetry.store import Store
 from leased.collector.telemetry.views import heat, waits
 from leased.economics.placement import Score, Site, Strategy, binding, rank
-from leased.economics.pools import Pool
+from leased.economics.pools import UNIT, Pool
 from leased.economics.sensitivity import Sensitivity, sensitivity
 from leased.terms.lease import is_probe
 from leased.terms.moment import NS_PER_S
 from leased.terms.quantity import WHOLE_PM
 from leased.terms.resource import ResourceKind
+
+KINDS = ("gpu", "cpu", "mem", "block")
+"""What can be placed, as it is asked for: in devices, cores and GiB."""
+
+
+def raw_amounts(asked: object) -> dict[str, int]:
+    """What the fields of `asked` say of `KINDS`, in raw units, without those of which it is 0."""
+    amounts = {kind: int(getattr(asked, kind)) for kind in KINDS}
+    return {kind: n * UNIT[ResourceKind[kind.upper()]] for kind, n in amounts.items() if n}
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -143,7 +152,7 @@ def sensitivities(
     for key, amount in accounts.priced_sums(window, tags=True):
         if key.pool is not Pool.TENANT or key.priority is None or is_probe(key.tag):
             continue
-        card = accounts.terms.cards[accounts.terms.card_number(key.bucket)].card
+        card = accounts.terms.card_of(key.bucket)
         cost = card.cost(amount, key.kind, key.tier, key.priority)
         kinds = costs.setdefault((key.tenant, key.tag.project if key.tag else ""), {})
         kinds[key.kind] = kinds.get(key.kind, Fraction(0)) + cost

@@ -9,7 +9,7 @@ Does not scale anything: it recommends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
@@ -207,9 +207,8 @@ def node_prices(accounts: Accounts, held: Iterable[Held]) -> dict[str, Fraction]
     return prices
 
 
-def node_price(accounts: Accounts) -> Fraction:
+def mean(prices: Mapping[str, Fraction]) -> Fraction:
     """What an hour of a node costs, on average."""
-    prices = node_prices(accounts, accounts.held())
     return sum(prices.values(), Fraction(0)) / max(1, len(prices))
 
 
@@ -222,8 +221,7 @@ def infrastructure_cost(
 
 def list_cost(accounts: Accounts, key: UsageKey, amount: int) -> Fraction:
     """What having so much capacity x ns costs by the list of its hour, whatever its priority."""
-    card = accounts.terms.cards[accounts.terms.card_number(key.bucket)].card
-    return card.cost(amount, key.kind, key.tier, None)
+    return accounts.terms.card_of(key.bucket).cost(amount, key.kind, key.tier, None)
 
 
 def list_price(card: RateCard, kind: ResourceKind, tier: TierKind | None) -> Fraction:

@@ -40,6 +40,7 @@ QUANTILE = 0.9
 CLOSE = 0.1
 METHOD = "linear_regression_with_seasonality"
 EPOCH = date(1970, 1, 1)
+_KINDS = {kind.name.lower(): kind for kind in ResourceKind}
 
 
 def forecast(accounts: Accounts, horizon: str = "90d", kind: str = "cpu") -> Forecast:
@@ -134,8 +135,7 @@ def _number(amount: float) -> Decimal:
 
 
 def _kind(name: str) -> ResourceKind:
-    try:
-        return ResourceKind[name.upper()] if name.isascii() else ResourceKind[""]
-    except KeyError:
-        names = ", ".join(kind.name.lower() for kind in ResourceKind)
-        raise InvalidParameter("kind", f"one of {names}") from None
+    found = _KINDS.get(name.lower()) if name.isascii() else None
+    if found is None:
+        raise InvalidParameter("kind", f"one of {', '.join(_KINDS)}")
+    return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.periods import Window
 from leased.terms.moment import DAY_NS, HOUR_NS
 
 NOTHING_NS: Final = 28 * DAY_NS
@@ -21,6 +22,12 @@ NOTHING_NS: Final = 28 * DAY_NS
 def begun_ns(accounts: Accounts) -> int:
     """Its first instant, or the hour of that. Raises NoData."""
     return accounts.once("begun", _begun_ns)
+
+
+def since_begun(accounts: Accounts, window: Window) -> Window:
+    """What of `window` there was a fleet in, by whole hours. Raises NoData."""
+    begin_ns = begun_ns(accounts) // HOUR_NS * HOUR_NS
+    return Window(min(max(window.from_ns, begin_ns), window.to_ns), window.to_ns)
 
 
 def _begun_ns(accounts: Accounts) -> int:

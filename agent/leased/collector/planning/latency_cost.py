@@ -98,7 +98,7 @@ def latency_cost(
     service_s = day.total_ns / day.ended / NS_PER_S
     load = day.begun * NS_PER_S / span_ns * service_s
     current_s = queueing.sojourn_p99(servers, load, service_s)
-    price = capacity.node_price(accounts)
+    price = capacity.mean(capacity.node_prices(accounts, accounts.held()))
     targets = targets_ms or _targets(current_s, service_s)
     window = accounts.last(period)
     return LatencyCost(

@@ -19,9 +19,8 @@ import msgspec
 
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import ReservationAdvice, Reservations, to_decimals
-from leased.collector.accounts.periods import Window
 from leased.collector.planning.capacity import MONTH_H, list_price
-from leased.collector.planning.history import begun_ns
+from leased.collector.planning.history import since_begun
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
 from leased.terms.errors import ConfigError
@@ -64,10 +63,7 @@ def reservations(
 ) -> Reservations:
     """How many units of each kind and tier to reserve, by the hours of `period`."""
     offer = offer or Offer()
-    window = accounts.last(period)
-    window = Window(
-        max(window.from_ns, begun_ns(accounts) // HOUR_NS * HOUR_NS), window.to_ns
-    )
+    window = since_begun(accounts, accounts.last(period))
     used = _units_by_hour(accounts.source.cells(window.pair))
     advice = []
     for (kind, tier), by_hour in sorted(

@@ -41,6 +41,7 @@ TARGET_PM: Final[Mapping[ResourceKind, int]] = {
     ResourceKind.GPU: 700,
     ResourceKind.MEM: 800,
 }
+_KINDS: Final = {kind.name.lower(): kind for kind in TARGET_PM}
 _NAMES: Final[Mapping[ResourceKind, tuple[str, str]]] = {
     ResourceKind.CPU: ("cpu_request", ""),
     ResourceKind.GPU: ("gpu_request", ""),
@@ -148,7 +149,7 @@ def _templates(
     found: dict[tuple[str, ResourceKind], _Template] = {}
     subjects = fleet.subjects()
     for spread in spreads:
-        kind = {kind.name.lower(): kind for kind in TARGET_PM}.get(spread.kind)
+        kind = _KINDS.get(spread.kind)
         subject = subjects.get(spread.lease)
         if kind is None or subject is None:
             continue

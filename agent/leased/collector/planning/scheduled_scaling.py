@@ -23,7 +23,7 @@ from leased.collector.accounts.answers import Reach, to_decimals
 from leased.collector.accounts.periods import Window
 from leased.collector.governance.windows import check, last_opening_ns, next_opening_ns
 from leased.collector.planning import capacity
-from leased.collector.planning.history import begun_ns
+from leased.collector.planning.history import since_begun
 from leased.economics.pools import Pool
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.moment import DAY_NS, HOUR_NS
@@ -110,10 +110,9 @@ def scheduled_scaling(
     window = accounts.last(period)
     if window.to_ns - window.from_ns > DAYS_MAX * DAY_NS:
         raise InvalidParameter("period", f"at most {DAYS_MAX}d")
-    begin_ns = begun_ns(accounts) // HOUR_NS * HOUR_NS
-    window = Window(min(max(window.from_ns, begin_ns), window.to_ns), window.to_ns)
+    window = since_begun(accounts, window)
     prices = capacity.node_prices(accounts, accounts.held())
-    price = sum(prices.values(), Fraction(0)) / max(1, len(prices))
+    price = capacity.mean(prices)
     decimals = accounts.infrastructure().decimals
     known = bool(config.schedules) and bool(prices) and window.from_ns < window.to_ns
     shares = [Share() for _ in config.schedules]

@@ -14,6 +14,7 @@ Does not make chains (`collector.demo`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
@@ -98,10 +99,8 @@ def fill(state: Path, held: list[Held], until_ns: int, now_ns: int) -> int:
                 await look(receiver, held, at_ns)
             nursery.cancel_scope.cancel()
 
-    try:
+    with closing(store):
         trio.run(send)
-    finally:
-        store.close()
     return receiver.points
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -354,7 +354,5 @@ def recorded(state: Path) -> Iterator[Store | None]:
     except StateError:
         yield None
         return
-    try:
+    with closing(store):
         yield store
-    finally:
-        store.close()

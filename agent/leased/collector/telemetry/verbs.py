@@ -9,7 +9,6 @@ Does not receive anything (`receiver`).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -60,13 +59,9 @@ def _narrow(parser: argparse.ArgumentParser) -> None:
 def use(options: argparse.Namespace, console: Console) -> int:
     """Utilization by lease and kind."""
     found = _leases(options, console)
-    if options.json:
-        console.document({"leases": [_plain(one) for one in found]})
-        return 0
-    rows = [_use_row(one) for one in found]
-    _table(
-        console, ("LEASE", "TENANT", "NODE", "HELD", "FOR", "MEAN", "MAX", "ACTIVE", "SEEN"), rows
-    )
+    names = ("LEASE", "TENANT", "NODE", "HELD", "FOR", "MEAN", "MAX", "ACTIVE", "SEEN")
+    lines = render.table(names, [_use_row(one) for one in found])
+    console.answer(options.json, {"leases": [_plain(one) for one in found]}, *lines)
     return 0
 
 
@@ -92,7 +87,8 @@ def waste(options: argparse.Namespace, console: Console) -> int:
         )
         for one in judged
     ]
-    _table(console, ("LEASE", "TENANT", "NODE", "HELD", "CLASS", "UNUSED", "SEEN"), rows)
+    names = ("LEASE", "TENANT", "NODE", "HELD", "CLASS", "UNUSED", "SEEN")
+    console.say(*render.table(names, rows))
     if known is None:
         console.note("by telemetry alone nothing is fragmented: there are no records here")
     return 0
@@ -102,12 +98,10 @@ def heat(options: argparse.Namespace, console: Console) -> int:
     """Heat by node."""
     with closing(Store(options.state, reading=True)) as store:
         found = views.heat(store, console.wall_ns() // NS_PER_S)
-    if options.json:
-        console.document({"nodes": {name: msgspec.to_builtins(one) for name, one in found.items()}})
-        return 0
     hottest = sorted(found.items(), key=lambda pair: (-pair[1].heat_pm, pair[0]))
     rows = [(name, _percent(one.heat_pm), one.by or "-") for name, one in hottest]
-    _table(console, ("NODE", "HEAT", "BY"), rows)
+    told = {"nodes": msgspec.to_builtins(found)}
+    console.answer(options.json, told, *render.table(("NODE", "HEAT", "BY"), rows))
     return 0
 
 
@@ -149,8 +143,3 @@ def _plain(one: views.LeaseUse | Held) -> dict[str, Any]:
 
 def _percent(pm: int | None) -> str:
     return "-" if pm is None else f"{pm // 10}%"
-
-
-def _table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    for line in render.table(headings, rows):
-        console.say(line)

@@ -22,11 +22,7 @@ from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.economics.placement import Strategy
-from leased.economics.pools import UNIT
 from leased.terms.errors import InvalidParameter
-from leased.terms.resource import ResourceKind
-
-KINDS = ("gpu", "cpu", "mem", "block")
 
 
 def register(verbs: Verbs) -> None:
@@ -38,7 +34,7 @@ def register(verbs: Verbs) -> None:
         "leased-collector placement --gpu 2 --cpu 8 --mem 64 --strategy binpack",
         csv=True,
     )
-    for kind in KINDS:
+    for kind in advice.KINDS:
         name = "GiB" if kind in ("mem", "block") else "units"
         one.add_argument(f"--{kind}", type=int, default=0, metavar="N", help=f"{name} of {kind}")
     one.add_argument("--strategy", choices=[s.value for s in Strategy], default="spread")
@@ -70,26 +66,18 @@ def _finish(parser: argparse.ArgumentParser, act: object) -> None:
 
 def placement(options: argparse.Namespace, console: Console) -> int:
     """Score nodes."""
-    asked = {}
-    for kind in KINDS:
-        amount = getattr(options, kind)
+    asked = advice.raw_amounts(options)
+    for kind, amount in asked.items():
         if amount < 0:
             raise InvalidParameter(kind, "not negative")
-        if amount:
-            asked[kind] = amount * UNIT[ResourceKind[kind.upper()]]
     if not asked:
         raise InvalidParameter("gpu", "ask for something")
     if options.project is not None and not options.tenant:
         raise InvalidParameter("tenant", "a project is some tenant's: give --tenant, too")
     near = tuple(node_named(options.state, word) for word in options.near)
     with opened(options, console) as (source, terms):
-        request = advice.Request(
-            asked,
-            Strategy(options.strategy),
-            near,
-            options.tenant,
-            options.project,
-        )
+        strategy = Strategy(options.strategy)
+        request = advice.Request(asked, strategy, near, options.tenant, options.project)
         with recorded(options.state) as samples:
             accounts = Accounts(source, terms, clock_ns=console.wall_ns())
             answer = advice.placement(accounts, request, samples)

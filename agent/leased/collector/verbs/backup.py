@@ -50,17 +50,14 @@ def register(verbs: Verbs) -> None:
 
 
 def _back_up(options: argparse.Namespace, console: Console) -> int:
-    try:
-        listing = back_up(
-            options.state,
-            options.directory,
-            now_ns=console.wall_ns(),
-            before=options.before,
-            telemetry=not options.no_telemetry,
-            progress=console.progress,
-        )
-    finally:
-        console.end_progress()
+    listing = back_up(
+        options.state,
+        options.directory,
+        now_ns=console.wall_ns(),
+        before=options.before,
+        telemetry=not options.no_telemetry,
+        progress=console.progress,
+    )
     octets = sum(one.bytes for one in listing.files.values())
     if options.json:
         console.document({"files": len(listing.files), "bytes": octets})
@@ -72,14 +69,10 @@ def _back_up(options: argparse.Namespace, console: Console) -> int:
 
 def _restore(options: argparse.Namespace, console: Console) -> int:
     terms = terms_by(options)
-    try:
-        checked = restore(options.directory, options.state, console.progress)
-        with closing(ArchiveReader(options.state)) as archive:
-            Store(options.state).refresh(
-                archive, retired=frozenset(terms.retired_nodes), progress=console.progress
-            )
-    finally:
-        console.end_progress()
+    checked = restore(options.directory, options.state, console.progress)
+    with closing(ArchiveReader(options.state)) as archive:
+        store = Store(options.state)
+        store.refresh(archive, retired=terms.retired_nodes, progress=console.progress)
     if options.json:
         console.document(msgspec.to_builtins(checked))
         return 0

@@ -18,7 +18,7 @@ from leased.collector.archive.archive import Archive
 from leased.collector.archive.manifests import is_shared
 from leased.collector.archive.sharing import Sharing
 from leased.collector.importing import import_copy
-from leased.collector.pulling import whose
+from leased.collector.pulling import name_of
 from leased.collector.reconcile import Verdict
 from leased.collector.verbs.pull import NoSuchNode, add_config
 from leased.collector.witness import os_entropy
@@ -48,7 +48,8 @@ def register(verbs: Verbs) -> None:
 
 def bring(options: argparse.Namespace, console: Console) -> int:
     """Take a copy in."""
-    name = _one_of(options.config) if is_shared(options.state) else ""
+    # One that is alone has no need to know.
+    name = name_of(configuration.load(options.config)) if is_shared(options.state) else ""
     archive = Archive(options.state, name=name)
     sharing = Sharing(archive, name, os_entropy())
     try:
@@ -62,12 +63,8 @@ def bring(options: argparse.Namespace, console: Console) -> int:
             why = "what a node did is cleared up before more of it is taken"
             raise CallerError(f"{options.name} is {verdict}: {why} (`leased-collector verdict`)")
         console.progress(f"verifying {options.source}")
-        try:
-            done = import_copy(
-                *(archive, entry, options.source, console.wall_ns()), beat=sharing.beat_alone
-            )
-        finally:
-            console.end_progress()
+        now_ns = console.wall_ns()
+        done = import_copy(archive, entry, options.source, now_ns, beat=sharing.beat_alone)
     finally:
         sharing.leave()
         archive.close()
@@ -97,9 +94,3 @@ def _what_has_more(source: Path) -> str:
             "of who shares that directory, which is not asked"
         )
     return "a copy that was made later, or with a collector's whole state directory"
-
-
-def _one_of(config: Path) -> str:
-    """As which of those that share a directory; one that is alone has no need to know."""
-    told = configuration.load(config)
-    return told.name or whose(Path(told.certificate))[1]

@@ -126,8 +126,7 @@ def invites(options: argparse.Namespace, console: Console) -> int:
         console.document({"invites": shown})
         return 0
     rows = [(one.id, one.name, one.url, _state(one, now_ns)) for one in found]
-    for line in render.table(("INVITE", "NODE", "ADDRESS", "STATE"), rows):
-        console.say(line)
+    console.say(*render.table(("INVITE", "NODE", "ADDRESS", "STATE"), rows))
     return 0
 
 

@@ -80,11 +80,8 @@ def _capacity(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
         depth = None if samples is None else queue_depth(samples, samples.last_s())
     found = settings.load(chosen.config)
     ground = settings.load_ground(found, (chosen.config or settings.CONFIG).parent)
-    ask = partial(
-        looks.capacity,
-        *(accounts, looks.soft_of(ground), found.capacity),
-        queue_depth=depth,
-    )
+    soft, marks = looks.soft_of(ground), found.capacity
+    ask = partial(looks.capacity, accounts, soft, marks, queue_depth=depth)
     told = ask()
     if told.recommendations:  # unless a worker came or went just now
         nodes = fleet_of(chosen, accounts.terms).nodes()
@@ -143,13 +140,7 @@ def register(verbs: Verbs) -> None:
     )
     one.add_argument("month", help='such as "2026-01"')
     one.add_argument("--spread", choices=[s.value for s in Spread], default=Spread.NONE.value)
-    _add(
-        verbs,
-        "capacity",
-        "what there is and who has it",
-        "capacity --json",
-        _capacity,
-    )
+    _add(verbs, "capacity", "what there is and who has it", "capacity --json", _capacity)
     one = _add(
         verbs,
         "forecast",
@@ -159,20 +150,9 @@ def register(verbs: Verbs) -> None:
     )
     one.add_argument("--horizon", default="90d")
     one.add_argument("--kind", default="cpu", help="cpu, gpu, mem, block or net")
-    _add(
-        verbs,
-        "idle",
-        "nodes and leases that nobody uses, and what they cost",
-        "idle",
-        _idle,
-    )
-    one = _add(
-        verbs,
-        "reservations",
-        "what is worth reserving",
-        "reservations --last 90d",
-        _reservations,
-    )
+    _add(verbs, "idle", "nodes and leases that nobody uses, and what they cost", "idle", _idle)
+    example = "reservations --last 90d"
+    one = _add(verbs, "reservations", "what is worth reserving", example, _reservations)
     add_last(one, "90d")
     one = _add(verbs, "spot", "what a share of spot capacity would cost", "spot", _spot)
     add_last(one, "30d")

@@ -26,15 +26,16 @@ from leased.collector import config as configuration
 from leased.collector.archive.manifest import LogEntry, ManifestTables
 from leased.collector.archive.manifests import is_there, open_manifest, own_directory, share
 from leased.collector.case import bundles_of, resolution_text
-from leased.collector.enrolment import FILE_BYTES_MAX, read_enrolment
 from leased.collector.enrolment import enrol as enrol_log
-from leased.collector.pulling import Reached, whose
+from leased.collector.enrolment import read_enrolment
+from leased.collector.pulling import Reached, name_of
 from leased.collector.pulling import pull as pull_nodes
 from leased.collector.reconcile import Verdict
 from leased.collector.retention import upkeep
 from leased.collector.witness import load_cosigner, os_entropy
 from leased.ctl import render
 from leased.ctl.console import Console
+from leased.ctl.enrolled import FILE_BYTES_MAX
 from leased.ctl.usage_text import Verbs, verb
 from leased.durable.reading import read_file
 from leased.terms.errors import (
@@ -186,7 +187,8 @@ def pull(options: argparse.Namespace, console: Console) -> int:
         async with trio.open_nursery() as nursery:
             await nursery.start(_end_at_a_stop, nursery.cancel_scope)
             reached = await pull_nodes(
-                *(options.state, config),
+                options.state,
+                config,
                 once=options.once,
                 only=options.node,
                 tell=tell,
@@ -204,13 +206,8 @@ def pull(options: argparse.Namespace, console: Console) -> int:
         raise error from error.__cause__
     if reached is None:
         return EX_TEMPFAIL if options.once else 0
-    if options.json:
-        console.document({"nodes": [msgspec.to_builtins(one) for one in reached]})
-    else:
-        for line in render.table(
-            ("NODE", "LOG", "VERDICT", "RECORDS", "COSIGNED", ""), _rows(reached)
-        ):
-            console.say(line)
+    lines = render.table(("NODE", "LOG", "VERDICT", "RECORDS", "COSIGNED", ""), _rows(reached))
+    console.answer(options.json, {"nodes": msgspec.to_builtins(reached)}, *lines)
     if any(Verdict(one.verdict).sticky for one in reached):
         return EX_DATAERR
     return EX_UNAVAILABLE if any(one.unreachable for one in reached) else 0
@@ -253,19 +250,13 @@ def nodes(options: argparse.Namespace, console: Console) -> int:
     with closing(open_manifest(options.state, read_only=True)) as manifest:
         found = [(name, url, manifest.log(log_id)) for name, url, log_id in manifest.nodes()]
     known = [(name, url, entry) for name, url, entry in found if entry is not None]
-    if options.json:
-        console.document(
-            {
-                "nodes": [
-                    {"name": name, "url": url, "log_id": entry.log_id, "node_id": entry.node}
-                    for name, url, entry in known
-                ]
-            }
-        )
-        return 0
+    told = [
+        {"name": name, "url": url, "log_id": entry.log_id, "node_id": entry.node}
+        for name, url, entry in known
+    ]
     rows = [(name, url, render.short(entry.log_id), entry.verdict) for name, url, entry in known]
-    for line in render.table(("NODE", "ADDRESS", "LOG", "VERDICT"), rows):
-        console.say(line)
+    lines = render.table(("NODE", "ADDRESS", "LOG", "VERDICT"), rows)
+    console.answer(options.json, {"nodes": told}, *lines)
     return 0
 
 
@@ -281,10 +272,8 @@ def enrol(options: argparse.Namespace, console: Console) -> int:
     pinned = read_enrolment(raw, source)
     options.state.mkdir(mode=0o700, exist_ok=True)
     with closing(open_manifest(options.state)) as manifest:
-        told = enrol_log(
-            *(manifest, options.name, options.url, pinned, console.wall_ns()),
-            replace=options.replace,
-        )
+        now_ns, replace = console.wall_ns(), options.replace
+        told = enrol_log(manifest, options.name, options.url, pinned, now_ns, replace=replace)
     console.say(told or f"{options.name}: followed already")
     return 0
 
@@ -300,10 +289,8 @@ def forget(options: argparse.Namespace, console: Console) -> int:
     """Follow a node no longer."""
     with closing(open_manifest(options.state)) as manifest:
         done = manifest.leave(options.name)
-    if options.json:
-        console.document({"forgotten": done})
-    else:
-        console.say(f"{options.name}: {'forgotten' if done else 'was not followed'}")
+    line = f"{options.name}: {'forgotten' if done else 'was not followed'}"
+    console.answer(options.json, {"forgotten": done}, line)
     return 0 if done else EX_NOINPUT
 
 
@@ -320,27 +307,22 @@ def verdict(options: argparse.Namespace, console: Console) -> int:
         if options.name == entry.name or (options.name is None and entry.log_id not in replaced)
         if Verdict(entry.verdict).sticky
     ]
-    bundles = {one.log_id: [str(path) for path in bundles_of(options.state, one)] for one in chosen}
-    if options.json:
-        console.document(
+    told, lines = [], list[str]()
+    for entry in chosen:
+        bundles = [str(path) for path in bundles_of(options.state, entry)]
+        told.append(
             {
-                "verdicts": [
-                    {
-                        "node": entry.name,
-                        "log_id": entry.log_id,
-                        "verdict": entry.verdict,
-                        "why": entry.why,
-                        "since_ns": entry.since_ns,
-                        "evidence": bundles[entry.log_id],
-                    }
-                    for entry in chosen
-                ]
+                "node": entry.name,
+                "log_id": entry.log_id,
+                "verdict": entry.verdict,
+                "why": entry.why,
+                "since_ns": entry.since_ns,
+                "evidence": bundles,
             }
         )
-    for entry in chosen if not options.json else ():
-        console.say(f"{entry.name}: {entry.verdict}: {entry.why}")
-        for path in bundles[entry.log_id]:
-            console.say(f"  leasectl evidence verify {path}")
+        lines.append(f"{entry.name}: {entry.verdict}: {entry.why}")
+        lines += [f"  leasectl evidence verify {path}" for path in bundles]
+    console.answer(options.json, {"verdicts": told}, *lines)
     return EX_DATAERR if chosen else 0
 
 
@@ -379,13 +361,9 @@ def _followed(manifest: ManifestTables, name: str) -> LogEntry:
 
 def cosigner(options: argparse.Namespace, console: Console) -> int:
     """Print the cosigning key, made if there is none."""
-    config = configuration.load(options.config)
-    name = config.name or whose(Path(config.certificate))[1]
+    name = name_of(configuration.load(options.config))
     directory = own_directory(options.state, name)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = load_cosigner(directory, name, os_entropy).key
-    if options.json:
-        console.document({"name": key.name, "key": key.text()})
-    else:
-        console.say(key.text())
+    console.answer(options.json, {"name": key.name, "key": key.text()}, key.text())
     return 0

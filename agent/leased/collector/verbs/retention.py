@@ -78,7 +78,5 @@ def _tell(options: argparse.Namespace, console: Console, found: Plan) -> None:
         (cut.name, render.short(cut.log_id), str(cut.records), str(cut.segments), str(cut.bytes))
         for cut in found.cuts
     ]
-    for line in render.table(_TITLES, rows) if rows else ():
-        console.say(line)
-    for name, why in sorted(found.held.items()):
-        console.say(f"{name} keeps all: {why}")
+    console.say(*(render.table(_TITLES, rows) if rows else ()))
+    console.say(*(f"{name} keeps all: {why}" for name, why in sorted(found.held.items())))

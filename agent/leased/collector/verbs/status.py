@@ -47,13 +47,10 @@ def status(options: argparse.Namespace, console: Console) -> int:
             f"{options.state}: {free >> 10} KiB are free on its disk: what finds no room is not"
             " pulled, and not acknowledged to its node"
         )
-    if options.json:
-        told = [document(entry) for entry in logs]
-        console.document({"logs": told, "free_bytes": free})
-    else:
-        rows = [_row(entry, console) for entry in logs]
-        for line in render.table(("NODE", "LOG", "VERDICT", "RECORDS", "COSIGNED", "SEEN"), rows):
-            console.say(line)
+    told = {"logs": [document(entry) for entry in logs], "free_bytes": free}
+    names = ("NODE", "LOG", "VERDICT", "RECORDS", "COSIGNED", "SEEN")
+    rows = [_row(entry, console) for entry in logs]
+    console.answer(options.json, told, *render.table(names, rows))
     wrong = [entry for entry in logs if Verdict(entry.verdict).sticky]
     return EX_DATAERR if any(entry.log_id not in replaced for entry in wrong) else 0
 
@@ -98,8 +95,6 @@ def check(options: argparse.Namespace, console: Console) -> int:
             damaged.append({"path": KEPT, "why": str(wrong)})
             if not options.json:
                 console.note(str(wrong))
-    if options.json:
-        console.document({"segments": count, "bytes": octets, "damaged": damaged})
-    else:
-        console.say(f"{count} segments, {octets} bytes, {len(damaged)} damaged")
+    told = {"segments": count, "bytes": octets, "damaged": damaged}
+    console.answer(options.json, told, f"{count} segments, {octets} bytes, {len(damaged)} damaged")
     return EX_DATAERR if damaged else 0

@@ -113,26 +113,17 @@ def terms_by(options: argparse.Namespace) -> Terms:
 
 
 @contextmanager
-def _reading(options: argparse.Namespace, console: Console) -> Iterator[ArchiveReader]:
-    """The archive, while progress is told."""
-    with closing(ArchiveReader(options.state)) as archive:
-        try:
-            yield archive
-        finally:
-            console.end_progress()
-
-
-@contextmanager
 def opened(options: argparse.Namespace, console: Console) -> Iterator[tuple[StoreSource, Terms]]:
     """The store, brought up to date unless another process is at it, and the terms."""
     terms, store = terms_by(options), _store(options)
-    with _reading(options, console) as archive:
+    with closing(ArchiveReader(options.state)) as archive:
         try:
             _bring_along(store, archive, terms, console)
         except StateError as error:
             if not store.rollups.listing().nodes:
                 raise
             console.note(f"{error}; answering from what is there")
+    console.end_progress()
     with closing(StoreSource(store.rollups)) as source:
         yield source, terms
 
@@ -153,8 +144,7 @@ def _bring_along(store: Store, archive: ArchiveReader, terms: Terms, console: Co
     ends_s = time.monotonic() + FIRST_S_MAX
     while True:
         try:
-            retired = frozenset(terms.retired_nodes)
-            store.refresh(archive, retired=retired, progress=console.progress)
+            store.refresh(archive, retired=terms.retired_nodes, progress=console.progress)
             return
         except StoreBusy:
             if store.rollups.listing().nodes or time.monotonic() > ends_s:
@@ -170,28 +160,23 @@ def _store(options: argparse.Namespace) -> Store:
 
 def refresh(options: argparse.Namespace, console: Console) -> int:
     """Bring everything up to date."""
-    terms = terms_by(options)
-    with _reading(options, console) as archive:
-        done = _store(options).refresh(
-            archive, retired=frozenset(terms.retired_nodes), progress=console.progress
-        )
+    retired = terms_by(options).retired_nodes
+    with closing(ArchiveReader(options.state)) as archive:
+        done = _store(options).refresh(archive, retired=retired, progress=console.progress)
     _tell(options, console, done, [])
     return 0
 
 
 def rebuild(options: argparse.Namespace, console: Console) -> int:
     """Make everything again; 65 if something was not what the raw segments say."""
-    terms = terms_by(options)
-    with _reading(options, console) as archive:
+    retired = terms_by(options).retired_nodes
+    with closing(ArchiveReader(options.state)) as archive:
         store = _store(options)
-        done, changed = store.rebuild(
-            archive, retired=frozenset(terms.retired_nodes), progress=console.progress
-        )
+        done, changed = store.rebuild(archive, retired=retired, progress=console.progress)
         if options.reference:
             console.progress("folding every chain")
-            changed += compare(
-                *(StoreSource(store.rollups), read_archive(archive)), archive.kept.floor().floor_ns
-            )
+            floor_ns = archive.kept.floor().floor_ns
+            changed += compare(StoreSource(store.rollups), read_archive(archive), floor_ns)
     _tell(options, console, done, changed)
     return EX_DATAERR if changed else 0
 
@@ -221,21 +206,18 @@ def _make(options: argparse.Namespace, console: Console) -> None:
     console.note(
         f"--seed {wish.seed} --until {day(wish.until_ns)}: the same two make the same chains"
     )
-    archive = Archive(options.state)
-    try:
+    with closing(Archive(options.state)) as archive:
         watch = telemetry.Watch(wish.until_ns)
         records = make_fleet(archive, wish, console.progress, watch)
         done = Store(options.state).refresh(archive, progress=console.progress)
         console.progress("telemetry")
         telemetry.fill(options.state, watch.held(), wish.until_ns, console.wall_ns())
-    finally:
-        archive.close()
-        console.end_progress()
-    if options.json:
-        console.document({"nodes": wish.nodes, "records": records, "closed_days": done.closed})
-    else:
-        console.say(f"{wish.nodes} nodes, {records} records, {done.closed} days")
-        console.say(f"look around: leased-collector --state {options.state} costs")
+    console.answer(
+        options.json,
+        {"nodes": wish.nodes, "records": records, "closed_days": done.closed},
+        f"{wish.nodes} nodes, {records} records, {done.closed} days",
+        f"look around: leased-collector --state {options.state} costs",
+    )
 
 
 def compare(one: Source, other: Source, floor_ns: int = 0) -> list[str]:
@@ -269,18 +251,16 @@ def _wish(options: argparse.Namespace, console: Console) -> Wish:
 def _tell(
     options: argparse.Namespace, console: Console, done: Refreshed, changed: list[str]
 ) -> None:
-    document: dict[str, Any] = {
+    document = {
         "logs": done.logs,
         "records": done.records,
         "closed_days": done.closed,
         "revised": list(done.revised),
         "changed_files": changed,
     }
-    if options.json:
-        console.document(document)
-        return
-    console.say(f"{done.records} records of {done.logs} logs, {done.closed} days closed")
+    lines = [f"{done.records} records of {done.logs} logs, {done.closed} days closed"]
     if done.revised:
-        console.say(f"{len(done.revised)} closed stretches were revised by records that came later")
-    for name in changed:
-        console.say(f"was not what the raw segments say: {name}")
+        count = len(done.revised)
+        lines.append(f"{count} closed stretches were revised by records that came later")
+    lines += [f"was not what the raw segments say: {name}" for name in changed]
+    console.answer(options.json, document, *lines)

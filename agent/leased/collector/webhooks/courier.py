@@ -25,12 +25,12 @@ from leased.chain.signing import Signer
 from leased.collector.webhooks import signing
 from leased.collector.webhooks.facts import MEDIA_TYPE
 from leased.collector.webhooks.guard import Network, Target, parse_target
-from leased.collector.webhooks.keeping import Kept
 from leased.collector.webhooks.names import Names, Resolve
 from leased.collector.webhooks.outbox import Outbox, Parcel, Webhook
 from leased.collector.webhooks.places import Places
 from leased.collector.webhooks.post import Heard, Line, Undelivered, connect
 from leased.collector.webhooks.schedule import next_due_ns
+from leased.collector.webhooks.task_outbox import TaskOutbox
 from leased.terms.errors import StateError
 from leased.terms.moment import NS_PER_S
 
@@ -50,7 +50,7 @@ class Courier:
 
     def __init__(
         self,
-        kept: Kept,
+        outbox: TaskOutbox,
         *,
         allowed: Sequence[Network],
         context: ssl.SSLContext,
@@ -63,7 +63,7 @@ class Courier:
         say: Callable[[str], None],
         resolve: Resolve = socket.getaddrinfo,
     ) -> None:
-        self._kept, self._allowed, self._context = kept, allowed, context
+        self._outbox, self._allowed, self._context = outbox, allowed, context
         self._keys = keys
         self._timeout_s = timeout_ns / NS_PER_S
         self._wall_ns, self._entropy, self._agent, self._say = wall_ns, entropy, agent, say
@@ -188,7 +188,7 @@ class Courier:
         def settle(outbox: Outbox) -> bool:
             outbox.settle(parcel, state, now_ns, due_ns=due_ns, status=status, why=why)
             if disabled:
-                self._kept.disable(outbox, parcel.webhook.id, disabled, now_ns)
+                self._outbox.disable(outbox, parcel.webhook.id, disabled, now_ns)
             return True
 
         done = await self._ask(settle, writes=True)
@@ -200,7 +200,7 @@ class Courier:
     async def _ask(self, ask: Callable[[Outbox], T], *, writes: bool = False) -> T | None:
         """Ask the outbox; None: the disk or the database is not to be had now, and it was said."""
         try:
-            found = await self._kept.ask(ask, writes=writes)
+            found = await self._outbox.ask(ask, writes=writes)
         except StateError as error:
             if str(error) != self._said:
                 self._said = str(error)

@@ -8,7 +8,6 @@ Does not speak HTTP as a server (`api.webhooks`).
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
 import ssl
 from collections import Counter
@@ -19,15 +18,16 @@ from typing import Final
 import trio
 
 from leased import __version__
-from leased.collector.governance.keeping import Keeping
+from leased.collector.governance.directory import GovernanceDirectory
 from leased.collector.governance.register import Sealed
 from leased.collector.webhooks.choosing import Chosen
 from leased.collector.webhooks.courier import Courier
-from leased.collector.webhooks.keeping import Kept
 from leased.collector.webhooks.outbox import Outbox
 from leased.collector.webhooks.receivers import Receivers, change_fact
 from leased.collector.webhooks.signing import load_keys, public_text
+from leased.collector.webhooks.task_outbox import TaskOutbox
 from leased.collector.webhooks.watcher import Look, Watcher
+from leased.collector.witness import os_entropy
 from leased.terms.errors import ConfigError
 
 OUTCOMES: Final = ("delivered", "failed", "dead", "disabled")
@@ -39,7 +39,7 @@ class Mailing:
     def __init__(
         self,
         chosen: Chosen,
-        keeping: Keeping,
+        governance: GovernanceDirectory,
         state: Path,
         directory: Path,
         *,
@@ -58,23 +58,23 @@ class Mailing:
                 register,
                 make(register.connection),
                 allowed=chosen.private_networks,
-                entropy=entropy,
+                entropy=os_entropy,
                 overlap_ns=chosen.overlap_ns,
             )
-            for register in (keeping.register, keeping.writer)
+            for register in (governance.register, governance.writer)
         )
         context = trust(chosen.ca, directory)
         keys = load_keys(chosen.signing_keys, directory)
         self.public_keys = tuple(map(public_text, keys))
-        self._kept, self._watched = Kept(keeping.directory, make), Kept(keeping.directory, make)
+        self._outbox, self._watched = (TaskOutbox(governance.directory, make) for _ in range(2))
         self._courier = Courier(
-            self._kept,
+            self._outbox,
             allowed=chosen.private_networks,
             context=context,
             timeout_ns=chosen.timeout_ns,
             concurrency=chosen.concurrency,
             wall_ns=wall_ns,
-            entropy=entropy,
+            entropy=os_entropy,
             agent=f"leased-collector/{__version__}",
             keys=keys,
             say=say,
@@ -120,7 +120,7 @@ class Mailing:
 
     def close(self) -> None:
         """Idempotent."""
-        self._kept.close()
+        self._outbox.close()
         self._watched.close()
 
 
@@ -133,8 +133,3 @@ def trust(ca: str, directory: Path) -> ssl.SSLContext:
         except OSError as error:  # an SSLError is one
             raise ConfigError(f"webhooks.ca: {directory / ca}: {error}") from error
     return context
-
-
-def entropy() -> bytes:
-    """16 random bytes."""
-    return secrets.token_bytes(16)

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from leased.collector.api import settings, webhooks
-from leased.collector.governance.keeping import DIRECTORY
+from leased.collector.governance.directory import DIRECTORY
 from leased.collector.governance.register import Register
-from leased.collector.webhooks.mailing import entropy
 from leased.collector.webhooks.outbox import Outbox
 from leased.collector.webhooks.receivers import Receivers
 from leased.collector.webhooks.signing import load_keys, public_text
+from leased.collector.witness import os_entropy
 from leased.ctl import render
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Parser, Verbs, verb
@@ -34,6 +34,7 @@ from leased.terms.quantity import parse_instant
 
 Act = Callable[[argparse.Namespace, Console, Receivers], int]
 _ID = "as `webhook list` shows it"
+_KINDS = 'a kind ("quota.changed"), a family ("lease.*"), or "*"; may be repeated'
 
 
 def register(verbs: Verbs) -> None:
@@ -50,7 +51,7 @@ def register(verbs: Verbs) -> None:
     )
     one = _add(under, "add", "tell somebody", "add https://hooks.example.org/l --event '*'", _new)
     one.add_argument("url", help="https://…; http:// only where private_networks allows it")
-    one.add_argument("--event", action="append", required=True, metavar="KIND", help=_kinds())
+    one.add_argument("--event", action="append", required=True, metavar="KIND", help=_KINDS)
     one.add_argument("--tenant", action="append", help="only of this one; may be repeated")
     one.add_argument("--description", default="", metavar="TEXT", help="for people")
     _add_secret(one)
@@ -80,10 +81,6 @@ def register(verbs: Verbs) -> None:
     one.add_argument("id", help=_ID)
     one.add_argument("--message", metavar="MSG", help="this one, whatever became of it")
     one.add_argument("--since", metavar="INSTANT", help="what happened since (default: everything)")
-
-
-def _kinds() -> str:
-    return 'a kind ("quota.changed"), a family ("lease.*"), or "*"; may be repeated'
 
 
 def _add(verbs: Verbs, name: str, summary: str, example: str, act: Act) -> argparse.ArgumentParser:
@@ -117,7 +114,7 @@ def _open(options: argparse.Namespace) -> Iterator[Receivers]:
             kept,
             Outbox(kept.connection, f"urn:leased:fleet:{chosen.governance.fleet}"),
             allowed=chosen.webhooks.private_networks,
-            entropy=entropy,
+            entropy=os_entropy,
             overlap_ns=chosen.webhooks.overlap_ns,
         )
 
@@ -157,7 +154,7 @@ def _tell_secret(
 ) -> int:
     seen = webhooks.shown(webhook, receivers.outbox, secret=not options.secret_from_stdin)
     if options.json:
-        console.document(_plain(seen))
+        console.document(render.plain(seen))
         return 0
     console.note(f"webhook {webhook.id}")
     if seen.secret is not None:
@@ -195,7 +192,7 @@ def _tell(
 ) -> int:
     if options.json:
         more = {} if keys is None else {"public_keys": list(keys)}
-        console.document({"webhooks": [_plain(one) for one in found], **more})
+        console.document({"webhooks": render.plain(found), **more})
         return 0
     for key in keys or ():
         console.note(f"what is sent can be checked by {key}")
@@ -211,9 +208,7 @@ def _tell(
         )
         for one in found
     ]
-    heading = ("ID", "URL", "EVENTS", "OF", "WAITING", "DEAD", "STATE")
-    for line in render.table(heading, rows):
-        console.say(line)
+    console.say(*render.table(("ID", "URL", "EVENTS", "OF", "WAITING", "DEAD", "STATE"), rows))
     return 0
 
 
@@ -243,10 +238,8 @@ def _again(options: argparse.Namespace, console: Console, receivers: Receivers) 
 
 
 def _done(options: argparse.Namespace, console: Console, told: dict[str, Any]) -> int:
-    if options.json:
-        console.document(told)
-    else:
-        console.say(", ".join(f"{name} {value}" for name, value in told.items()))
+    line = ", ".join(f"{name} {value}" for name, value in told.items())
+    console.answer(options.json, told, line)
     return 0
 
 
@@ -256,17 +249,10 @@ def _show(options: argparse.Namespace, console: Console, receivers: Receivers) -
     webhook, state = receivers.find(options.id), "dead" if options.dead else None
     found = receivers.outbox.deliveries(webhook.id, state=state, before=None, count=options.count)
     seen = [webhooks.delivery_shown(one) for one in found]
-    if options.json:
-        console.document({"deliveries": [_plain(one) for one in seen]})
-        return 0
     rows = [
         (one.message, one.kind, one.happened_at, one.state, str(one.attempts), one.why)
         for one in seen
     ]
-    for line in render.table(("MESSAGE", "KIND", "HAPPENED", "STATE", "ATTEMPTS", ""), rows):
-        console.say(line)
+    lines = render.table(("MESSAGE", "KIND", "HAPPENED", "STATE", "ATTEMPTS", ""), rows)
+    console.answer(options.json, {"deliveries": render.plain(seen)}, *lines)
     return 0
-
-
-def _plain(seen: Any) -> dict[str, Any]:
-    return {name: getattr(seen, name) for name in seen.__struct_fields__}

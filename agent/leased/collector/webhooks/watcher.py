@@ -30,9 +30,9 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.archive.manifests import is_there
 from leased.collector.webhooks.facts import Fact, Kind
-from leased.collector.webhooks.keeping import Kept
 from leased.collector.webhooks.lease_facts import KINDS, lease_fact
 from leased.collector.webhooks.outbox import Outbox, Webhook
+from leased.collector.webhooks.task_outbox import TaskOutbox
 from leased.economics.billing import Bill
 from leased.economics.waste import Judged, Waste
 from leased.terms.errors import LeasedError
@@ -81,7 +81,7 @@ class Watcher:
 
     def __init__(
         self,
-        kept: Kept,
+        outbox: TaskOutbox,
         state: Path,
         look: Look,
         *,
@@ -94,7 +94,7 @@ class Watcher:
         say: Callable[[str], None],
     ) -> None:
         """`put` is told that something was."""
-        self._kept, self._state, self._look = kept, state, look
+        self._outbox, self._state, self._look = outbox, state, look
         self._thresholds_pm, self._idle_ns = thresholds_pm, idle_ns
         self._keep_ns, self._keep_dead_ns = keep_ns, keep_dead_ns
         self._wall_ns, self._put, self._say = wall_ns, put, say
@@ -107,13 +107,13 @@ class Watcher:
         slow_at = trio.current_time()
         while True:
             try:
-                more = await self._kept.ask(self.follow_logs, writes=True)
+                more = await self._outbox.ask(self.follow_logs, writes=True)
                 if trio.current_time() >= slow_at:
                     began = trio.current_time()
                     seen = await trio.to_thread.run_sync(self._see)
                     took = trio.current_time() - began
                     slow_at = trio.current_time() + max(SLOW_S, SHARE * took)
-                    await self._kept.ask(partial(self.note, seen=seen), writes=True)
+                    await self._outbox.ask(partial(self.note, seen=seen), writes=True)
                 self._said = ""
             except LeasedError as error:
                 more = False
@@ -158,10 +158,8 @@ class Watcher:
             if record.sequence >= to:
                 return
             event = decode(record.kind, record.schema, record.body, sequence=record.sequence)
-            kind = KINDS.get(type(event)) if isinstance(event, LeaseEvent) else None
-            if kind is None or not isinstance(event, LeaseEvent):
-                continue
-            yield lease_fact(kind, event, record, entry)
+            if isinstance(event, LeaseEvent) and type(event) in KINDS:
+                yield lease_fact(KINDS[type(event)], event, record, entry)
 
     def _follow_verdict(
         self,
@@ -243,11 +241,8 @@ class Watcher:
                     "threshold_percent": now / 10,
                     "used_percent": int(share * 1000) / 10,
                 }
-                place = f"tenants/{tenant}"
-                yield Fact(
-                    *(Kind.QUOTA_THRESHOLD, f"{tenant}/{key}/{now}/{now_ns}", place),
-                    *(tenant, now_ns, data),
-                )
+                place, id = f"tenants/{tenant}", f"{tenant}/{key}/{now}/{now_ns}"
+                yield Fact(Kind.QUOTA_THRESHOLD, id, place, tenant, now_ns, data)
         for name in known:
             outbox.drop_cursor(name)
 

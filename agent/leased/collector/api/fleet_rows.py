@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of the fleet as they are shown: a node, a lease, the last events of a node.
+"""The rows of answers about the fleet: a node, a lease, the last events of a node.
 
 Rule: what is told follows from one node's view and the logs it has, copied before it is gone over.
 
@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from leased.collector.api.seen import LeaseSeen, LogSeen, NodeSeen
-from leased.collector.api.shown import quantities
+from leased.collector.api.fleet_answers import LeaseSeen, LogSeen, NodeSeen
+from leased.collector.api.quota_answers import quantities
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.governance.dimensions import BY_KIND, show
 from leased.collector.live_lease import LiveLease

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fleet as it is shown: usage, allocations, nodes, leases, records.
+"""The answers about the fleet: usage, allocations, nodes, leases, records.
 
-Rule: names and nesting are those of the documented samples, and what is added is only added. How
-far the records reach that it follows from stands in each answer.
+Rule: names and nesting are those of the documented samples, and what is added is only added. Each
+answer says how far the records reach that it follows from.
 
 Does not compute (`views`).
 """
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from leased.collector.accounts.answers import Reach
-from leased.collector.api.shown import Quantities
+from leased.collector.api.quota_answers import Quantities
 from leased.collector.governance.quotas import Per
 from leased.terms.policy import Strategy
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown: the answers about quotas, how times and quantities are written, and the pages of a
-list.
+"""The answers about quotas; how times and quantities are written, and the pages of a list, in any
+answer.
 
 Rule: numbers are numbers where the documented samples have them; instants are RFC 3339 in UTC;
 names and nesting are those of the samples, and what is added is only added.

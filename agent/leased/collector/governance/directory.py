@@ -25,7 +25,7 @@ KEY_NAME: Final = "{fleet}/policy"
 """What nodes know the key by."""
 
 
-class Keeping:
+class GovernanceDirectory:
     """The open directory below the collector's state directory."""
 
     def __init__(self, state: Path, entropy: Callable[[], bytes]) -> None:

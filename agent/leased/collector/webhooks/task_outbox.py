@@ -25,7 +25,7 @@ T = TypeVar("T")
 SYSTEM: Final = "collector"
 
 
-class Kept:
+class TaskOutbox:
     """One connection to the register, for the webhooks' tasks."""
 
     def __init__(self, directory: Path, make: Callable[[sqlite3.Connection], Outbox]) -> None:
