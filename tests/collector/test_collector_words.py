@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from leased.collector.archive.manifests import open_manifest
-from leased.collector.governance.keeping import DIRECTORY
+from leased.collector.governance.directory import DIRECTORY
 from leased.collector.main import main
 from leased.ctl.console import Console
 from leased.terms.quantity import parse_instant
