@@ -176,7 +176,8 @@ class Late:
         self.glimpses = 0
 
     def look(self, pid: int) -> int | None:
-        return start_time(pid)
+        with open(f"/proc/{pid}/maps", "rb"):  # what waits on every kernel
+            return start_time(pid)
 
     def glimpse(self, pid: int) -> int:
         self.glimpses += 1
