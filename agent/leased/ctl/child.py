@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -78,6 +79,17 @@ class Child:
         """There is no lease: let the child end without having begun."""
         self._channel.close()
         os.waitpid(self.pid, 0)
+
+    def is_outside(self, cgroup: str) -> bool:
+        """Whether it lives, and not in the cgroup of that name."""
+        try:
+            with open(f"/proc/{self.pid}/cgroup", encoding="utf-8", errors="replace") as file:
+                inside = f"/{cgroup}" in file.read()
+        except OSError:
+            return False  # not to be seen from here
+        end = select.poll()
+        end.register(self.pidfd, select.POLLIN)
+        return not inside and not end.poll(0)
 
     async def status(self) -> int:
         """Wait for the end; the wait status."""

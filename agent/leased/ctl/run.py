@@ -292,6 +292,7 @@ async def _attend(
             nursery.start_soon(held.keep)
         nursery.start_soon(held.heed)
         nursery.start_soon(_pass_notice, options, console, child, held, notice_writer)
+        nursery.start_soon(_tell_of_leaving, console, child, held)
         status = await child.status()
         nursery.cancel_scope.cancel()
     if os.WIFSIGNALED(status):
@@ -319,6 +320,17 @@ async def _pass_notice(
             signal.pidfd_send_signal(child.pidfd, number)
     except OSError:
         pass  # it has left already
+
+
+async def _tell_of_leaving(console: Console, child: Child, held: Holding) -> None:
+    """A container's engine and systemd have cgroups of their own, into which they move what they
+    run: then the lease is given back, and nobody is killed who could tell of it."""
+    await held.lost.wait()
+    if child.is_outside(held.lease.runtime.cgroup):
+        console.note(
+            f"lease {render.short(held.lease_id)} is over ({held.lost_why}): the command has left"
+            " its cgroup, and goes on without it; see CONTAINERS in leasectl(1)"
+        )
 
 
 async def _was_lost(session: Session, held: Holding, console: Console) -> bool:

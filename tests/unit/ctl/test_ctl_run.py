@@ -48,10 +48,11 @@ def memfd() -> int:
     return fd
 
 
-def start(agent: CannedAgent, *words: str) -> subprocess.Popen[str]:
+def start(agent: CannedAgent, *words: str, stdin: int | None = None) -> subprocess.Popen[str]:
     """leasectl as a process of its own."""
     return subprocess.Popen(
         [PYTHON, "-m", "leased.ctl.main", "--socket", agent.path, *words],
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -161,6 +162,20 @@ def test_a_command_killed_before_the_agent_knows_of_the_end_is_79(
         status, _, err = finish(start(agent, *words))
         assert agent.asked("io.leased.Lease.Wait")["until"] == "ended"
     assert status == 79 and "is lost: expired" in err
+
+
+def test_a_command_that_leaves_its_lease_is_told_of(tmp_path: Path, memfd: int) -> None:
+    """As podman and systemd-run --scope do: they move what they run into cgroups of their own."""
+    left = [{"sequence": 1, "leases": [lease(state="revoking", ended="released")], "gap": False}]
+    with CannedAgent(tmp_path, script(**{"io.leased.Lease.Watch": left}), [memfd]) as agent:
+        wait = f"import select, sys; select.select([0], [], [], {PATIENCE_S}); sys.exit(3)"
+        command = (PYTHON, "-S", "-c", wait)
+        process = start(agent, "run", "--mem", "1MiB", "--", *command, stdin=subprocess.PIPE)
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        status, out, err = finish(process)
+    assert (status, out, err) == (3, "", "")
+    assert "7fa3" in said and "is over (released): the command has left its cgroup" in said
 
 
 def test_a_command_killed_by_somebody_else_is_137(tmp_path: Path, memfd: int) -> None:
