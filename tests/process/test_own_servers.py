@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +110,7 @@ def wait(said=""):
         files = [os.open(at + "/file", how) for at in reversed(served.values())]
         files.append(begin(files[0]))
         print("he waits", flush=True)
+        asks != "execs" or os.execv("/bin/true", ["true"])
         __import__("signal").pause()
     os.stat("/mnt/0/file")
 """
@@ -186,13 +188,17 @@ def held(program: str, *words: object) -> Iterator[tuple[subprocess.Popen[str], 
 
 @pytest.mark.parametrize("bind", ["process", "cgroup"])
 @pytest.mark.parametrize(
-    "how", [(), ("opens", 2, "closes"), ("opens", 1, "reads")], ids=["waits", "ends", "reads"]
+    "how",
+    [(), ("opens", 2, "closes"), ("opens", 1, "reads"), ("opens", 1, "execs")],
+    ids=["waits", "ends", "reads", "execs"],
 )
 def test_who_serves_what_he_waits_for_ends_with_his_lease(
     shared_agent: HostAgent, bind: str, how: tuple[object, ...]
 ) -> None:
     with held(HOLDER, NOBODY, 0, shared_agent.socket, bind, 1, *how) as (holder, said):
         facts = json.loads(said)
+        while "execs" in how and Path(f"/proc/{holder.pid}/cmdline").read_bytes():
+            assert holder.poll() is None
         outside = os.pidfd_open(facts["outside"])
         try:
             shared_agent.call("Admin.Revoke", admin=True, lease_id=facts["lease_id"])

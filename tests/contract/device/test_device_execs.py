@@ -40,8 +40,10 @@ NAME = "leased-exec"
 ZERO = openers.Sought(((1, 5),), ("zero",))
 LOOP = openers.Sought(((7, 0),), ("loop0",), block=True)
 LOOKS = """
-import os, sys
+import os, signal, sys
 from leased.hardware import occupants, openers
+from leased.hardware.adoption.servers import Killed, Loosen, loosen
+from leased.hardware.block.users import find_uses
 from leased.hardware.adoption import tree
 from leased.hardware.adoption.keepers import waits_for_pipe
 device, inode, *pids = map(int, sys.argv[1:])
@@ -53,6 +55,11 @@ seen = openers.scan(zero, exempt={}, deadline_ns=1 << 62)
 print(*[f"{one.pid}:{one.via}" for one in seen if one.pid in pids])
 assert [one.pid for one in tree.descendants(os.getpid())] == [os.getpid()]
 assert not any(map(waits_for_pipe, pids))
+os.kill(pids[0], signal.SIGKILL)
+while "D (" not in open(f"/proc/{pids[0]}/status").read():
+    pass
+assert loosen(Loosen("", ((Killed(0, "", pids[0]),),)), []).connections == ()
+assert find_uses([(7, 4095)]) == ()
 """
 
 
@@ -76,7 +83,7 @@ def sought_of(memory: int) -> occupants.Sought:
 
 def test_no_search_waits_for_them_and_what_they_have_is_found(tmp_path: Path, memory: int) -> None:
     """All that was torn down while one hung was fenced, for as long as he liked."""
-    # Of what a process keeps who was killed, of a tree that is adopted: nor does any of these.
+    # Nor does who looks at what keeps the killed, at a tree that is adopted, and at mounts.
     mapped = f"libc = ctypes.CDLL(None); assert libc.mmap(None, 4096, 1, 1, {memory}, 0) != -1"
     has = [
         f"os.close({memory})",

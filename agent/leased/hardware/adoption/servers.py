@@ -45,6 +45,7 @@ all that are his are aborted, also those that nobody waits for yet."""
 
 _AGAIN_S = 0.005
 _MOUNTS_BYTES_MAX = 16 << 20
+_FIRST_BYTES = 4096
 _CHUNK_BYTES = 64 << 10
 _SIGKILL = 1 << 8
 _PF_EXITING = 0x4
@@ -107,7 +108,7 @@ def loosen(asked: Loosen, fds: Sequence[int], budget_ns: int = BUDGET_NS) -> Loo
     """Abort what keeps them. Raises DeviceError."""
     del fds
     end_ns = time.monotonic_ns() + budget_ns
-    known: set[str] = set()
+    known: set[bytes] = set()
     hosts = frozenset(chain.from_iterable(_mounted(pid, known, end_ns) for pid in ("self", "1")))
     told: list[Aborted] = []
     ended: list[Ended] = []
@@ -155,7 +156,7 @@ def _let_go(
         return
     uids = frozenset(chain.from_iterable(one.uids for one in stuck))
     seen_by: dict[int, Stuck] = {}
-    known: set[str] = set()
+    known: set[bytes] = set()
     for one in stuck:
         for number in _mounted(str(one.tid), known, (now_ns + end_ns) // 2):
             if number not in hosts:
@@ -229,16 +230,17 @@ def is_in_driver(stack: bytes) -> bool:
     return not _OF_SERVERS.issuperset(_MODULE.findall(stack))
 
 
-def _mounted(tid: str, known: set[str], end_ns: int) -> Iterator[int]:
+def _mounted(tid: str, known: set[bytes], end_ns: int) -> Iterator[int]:
     """Which connections are mounted where the thread is, as far as there is time; once for each
-    namespace of mounts."""
+    namespace of mounts, for a mount is of one. The link that names it waits for whoever hangs in an
+    exec (`execs`)."""
     try:
-        namespace = os.readlink(f"/proc/{tid}/ns/mnt")
-        if namespace in known:
-            return
-        known.add(namespace)
         with open(f"/proc/{tid}/mountinfo", "rb", buffering=0) as file:
-            text = b""
+            text = file.read(_FIRST_BYTES)
+            first = text.partition(b" ")[0]
+            if first in known:
+                return
+            known.add(first)
             for _ in range(_MOUNTS_BYTES_MAX // _CHUNK_BYTES):
                 chunk = file.read(_CHUNK_BYTES)
                 whole, _, text = (text + chunk).rpartition(b"\n")

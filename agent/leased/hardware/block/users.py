@@ -31,6 +31,7 @@ MOUNTS_BUDGET_NS = 1_000_000_000
 _OF_SEVERAL = ("btrfs", "bcachefs")
 """File systems that may be on several devices."""
 
+_FIRST_BYTES = 4096
 _CHUNK_BYTES = 256 << 10
 _LINE_BYTES_MAX = 64 << 10
 """Two paths, each of whose bytes may be four."""
@@ -77,18 +78,21 @@ def find_ours(root: Path = Path("/")) -> tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def _mounts(sought: frozenset[Number], root: Path, end_ns: int) -> Iterable[Use]:
-    seen: set[str] = set()
+    seen: set[bytes] = set()
     folder = os.fspath(root / "proc")
+    of_interest = [b" %d:%d " % number for number in sought]
+    of_interest += [b" - %s " % kind.encode() for kind in _OF_SEVERAL]
     for pid in _pids(root):
+        first = b""
         # Of thousands of processes: no Path for each.
-        namespace = _link(f"{folder}/{pid}/ns/mnt")
-        if namespace is not None and namespace in seen:
-            continue
-        of_interest = [b" %d:%d " % number for number in sought]
-        of_interest += [b" - %s " % kind.encode() for kind in _OF_SEVERAL]
         for lines in _pieces(f"{folder}/{pid}/mountinfo"):
-            if namespace is not None:
-                seen.add(namespace)
+            if lines and not first:
+                # A mount is of one namespace. The link that names that waits for whoever hangs in
+                # an exec (`execs`).
+                first = lines.partition(b" ")[0]
+                if first in seen:
+                    break
+                seen.add(first)
             if any(word in lines for word in of_interest):
                 yield from _mounted(lines.decode("utf-8", "replace"), sought, root)
             if now_ns() > end_ns:
@@ -97,10 +101,11 @@ def _mounts(sought: frozenset[Number], root: Path, end_ns: int) -> Iterable[Use]
 
 def _pieces(path: str) -> Iterator[bytes]:
     """Whole lines, some at a time; none where whoever it was has gone."""
-    rest = b""
+    rest, size_bytes = b"", _FIRST_BYTES
     try:
         with open(path, "rb", buffering=0) as file:
-            while chunk := file.read(_CHUNK_BYTES):
+            while chunk := file.read(size_bytes):
+                size_bytes = _CHUNK_BYTES
                 lines, _, rest = (rest + chunk).rpartition(b"\n")
                 rest = rest[-_LINE_BYTES_MAX:]
                 yield lines
@@ -205,13 +210,6 @@ def _text_of(path: Path) -> str | None:
 def _has_gone(error: OSError) -> bool:
     """EINVAL: a process without a mount namespace is on its way out."""
     return error.errno in (errno.ENOENT, errno.ESRCH, errno.ENOTDIR, errno.EINVAL)
-
-
-def _link(path: str) -> str | None:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None
 
 
 def _plain(text: str) -> str:
