@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from leased.chain.canonical import Unknown
-from leased.collector.burden import BYTES_MAX, LOOK_RECORDS, burden
+from leased.collector.burden import BYTES_MAX, LOOK_RECORDS, burden, weight
 from leased.collector.live_lease import LiveLease
 from leased.collector.planning.attainment import Attainment
 from leased.collector.planning.compliance import Compliance
@@ -132,6 +132,7 @@ class NodeView:
         """When it came, went, or was told to grant nothing more or again, last."""
         self.aside = ""
         """Why nothing is kept of it but how far it is; "": all is."""
+        self._unlooked = 0
 
     @property
     def draining(self) -> bool:
@@ -161,24 +162,24 @@ class NodeView:
         self.next_seq, self.moment = sequence + 1, moment
         if not self.aside:
             self._take_in(sequence, event, moment)
-            if not self.next_seq % LOOK_RECORDS and burden(self) > BYTES_MAX:
-                self._set_aside()
+            self._unlooked += weight(event)
+            if self._unlooked >= LOOK_RECORDS:
+                self._unlooked = 0
+                if burden(self) > BYTES_MAX:
+                    self._set_aside()
         elif isinstance(event, events.NodeStarted):
             self.boot_id = event.boot_id
         self.applied = sequence + 1
 
     @property
-    def subjects(self) -> Iterable[Subject]:
-        """As `burden` has it."""
-        return chain((one.subject for one in self.leases.values()), self.ended.values())
-
-    @property
     def names(self) -> Iterable[str]:
         """As `burden` has it."""
         yield from chain(self.tenants, self.refused, self.throttled, self.fences, self.cordoned)
-        for key in chain(self.wants, self.unmet, self.over):
-            yield str(key[0])
+        yield from (tenant for tenant, _, _ in self.wants)
+        yield from (tenant for tenant, _ in self.unmet)
+        yield from (name for key in self.over for name in key)
         yield from (one.tenant for one in self.recent)
+        yield from self.compliance.names
 
     def _set_aside(self) -> None:
         most = f"{BYTES_MAX >> 20} MiB"

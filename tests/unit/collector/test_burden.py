@@ -17,9 +17,9 @@ from leased.collector.node_view import NodeView
 from leased.terms import event as e
 from leased.terms.identity import CommandId, EventId, LeaseId, TenantId
 from leased.terms.lease import AccountingTag, OverageCause
-from leased.terms.moment import Moment
+from leased.terms.moment import HOUR_NS, Moment
 from leased.terms.reply import RefusalReason
-from leased.terms.resource import ResourceKind
+from leased.terms.resource import Allotment, ResourceKind
 from tests.doubles.logs import allocation, started
 
 NOW_NS = 10**18
@@ -45,6 +45,15 @@ def grant(number: int, name: str) -> e.Event:
 
 def overage(number: int, name: str) -> e.Event:
     return e.OverageBegan(EventId(bytes(16)), name, "cpu", SOFT, 1, 1, 1)
+
+
+def overage_of_a_rule(number: int, name: str) -> e.Event:
+    return e.OverageBegan(EventId(bytes(16)), f"{number}", name, SOFT, 1, 1, 1)
+
+
+def fencing(number: int, name: str) -> e.Event:
+    cut = Allotment(name, ResourceKind.MEM, None, 1)
+    return e.ResourceFenced(EventId(bytes(16)), cut, True, 0)
 
 
 def cordon(number: int, name: str) -> e.Event:
@@ -78,10 +87,36 @@ def test_who_names_without_end_is_set_aside(
     assert (seen.state, seen.why, seen.leases, seen.held) == ("set_aside", view.aside, 0, {})
 
 
-@pytest.mark.parametrize("make", [refusal, grant, overage, cordon])
+@pytest.mark.parametrize("make", [refusal, grant, overage, overage_of_a_rule, cordon, fencing])
 def test_everything_that_is_kept_by_a_name_counts(make: Callable[[int, str], e.Event]) -> None:
     some, more = (burden(fed(make, count, 1000)) for count in (101, 201))
     assert more - some > 100 * 1000
+
+
+def test_what_a_lease_borrowed_and_what_is_fenced_of_it_counts() -> None:
+    view = fed(grant, 2, 20)
+    before, [lease] = burden(view), view.leases.values()
+    lease.borrowed = ((CPU, 1),) * 10_000
+    lease.fenced = (Allotment("x" * 1000, CPU, None, 1),) * 100
+    assert burden(view) - before > 10_000 * 100 + 100 * 1000
+
+
+def test_who_has_ten_thousand_things_in_a_record_is_looked_at_sooner() -> None:
+    """A record of 64 KiB is two megabytes of them in memory."""
+    view, one = fed(grant, 1, 20), grant(1, "acme")
+    held = (Allotment("x" * 200, CPU, None, 1),) * 10_000
+    subject = msgspec.structs.replace(one.subject, allotments=held)
+    for number in range(1, 99):
+        lease_id = LeaseId(sha256(b"%d" % number).digest()[:16])
+        big = msgspec.structs.replace(one, lease_id=lease_id, subject=subject)
+        view.apply(number, big, at(number))
+    assert view.aside and not view.leases
+
+
+def test_of_each_hour_its_tenants_count() -> None:
+    some, more = fed(refusal, 2, 1000), fed(refusal, 2, 1000)
+    more.apply(2, refusal(1, f"{1:01000}"), Moment(started().boot_id, 9, NOW_NS + HOUR_NS))
+    assert burden(more) - burden(some) > 1000
 
 
 def test_an_honest_node_is_far_below() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -65,9 +66,9 @@ class Compliance:
         self._hours: dict[int, dict[str, Tally]] = {}
 
     @property
-    def size(self) -> int:
-        """How many tallies there are."""
-        return sum(map(len, self._hours.values()))
+    def names(self) -> Iterable[str]:
+        """Of each tally, whose it is."""
+        return chain.from_iterable(self._hours.values())
 
     def admit(self, tenant: str, wall_ns: int, *, over: bool) -> None:
         """A request was granted."""
