@@ -160,6 +160,9 @@ def test_a_ring_that_does_not_tell_its_files_is_in_doubt(what: str, memory: int)
         if what == "names":
             assert any(NAME.encode() in line for line in told)
             return
+        if b": <none>\n" in Path(f"/proc/self/fdinfo/{number}").read_bytes():
+            assert list(told), "up to 6.1 of a place without a file, too"
+            return
         with pytest.raises(DeviceError, match=f"descriptor {number} is cannot be told"):
             list(told)
     finally:
