@@ -43,6 +43,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     service_checks.units,
     service_checks.configuration,
     service_checks.timing,
+    service_checks.subordinates,
     fleet_checks.certificates,
 )
 _MARKS: Final = {Grade.OK: "ok", Grade.NOTE: "note", Grade.WARN: "WARN", Grade.FAIL: "FAIL"}

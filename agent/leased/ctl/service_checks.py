@@ -38,6 +38,7 @@ CONFIG_FILE: Final = "etc/leased/leased.toml"
 VOLATILE: Final = frozenset(("tmpfs", "ramfs"))
 ANSWER_S: Final = 2.0
 CHECK_S: Final = 30.0
+_SUBORDINATE: Final = re.compile(r"^[^#:\n]+:(\d+):(\d+)$", re.MULTILINE)
 UNITS: Final = ("leased.service", "leased-reaper.service")
 BESIDE: Final = ("leased-cgroup.service", "leased.socket", "leased-admin.socket")
 """Without the first those do not start, without the others nobody starts them."""
@@ -305,3 +306,40 @@ def timing(root: Path) -> Iterator[Finding]:
     grade = Grade.OK if total <= bound else Grade.FAIL
     advice = "" if total <= bound else "the steps do not fit: raise reclaim_max or lower a step"
     yield Finding(grade, "deadline to proof", f"{sums}, at most {length(bound)}", advice)
+
+
+def subordinates(root: Path) -> Iterator[Finding]:
+    """Users with more uids than one, by whom a limit per tenant is had as often."""
+    try:
+        table = read_toml(read_text(root / CONFIG_FILE) or "")
+    except ConfigError:
+        return  # `timing` says so
+    if "{uid}" not in str(table.get("unmapped", "{uid}")):
+        return
+    named = [_bounds(one) for entry in table.get("tenants", ()) for one in entry.get("uids", ())]
+    ranges = [
+        (int(first), int(first) + int(count) - 1)
+        for first, count in _SUBORDINATE.findall(read_text(root / "etc/subuid") or "")
+    ]
+    apart = [
+        (first, last)
+        for first, last in ranges
+        if not any(low <= first and last <= high for low, high in named)
+    ]
+    if apart:
+        yield Finding(
+            Grade.NOTE,
+            "subordinate ids",
+            f"{sum(last - first + 1 for first, last in apart)} uids (/etc/subuid), each a tenant",
+            "a limit per tenant holds for each: name them beside their user in [[tenants]]"
+            ' (uids = [1000, "100000-165535"]), or let unmapped be empty',
+        )
+
+
+def _bounds(entry: object) -> tuple[int, int]:
+    """The first and the last of what a list of uids names; nothing, if that cannot be meant."""
+    first, _, last = str(entry).partition("-")
+    try:
+        return int(first), int(last or first)
+    except ValueError:
+        return 1, 0

@@ -243,6 +243,21 @@ def test_budgets_that_do_not_fit_are_shown_as_a_sum(tmp_path: Path) -> None:
     assert finding.grade is Grade.OK
 
 
+def test_who_has_many_uids_has_a_limit_per_tenant_as_often(tmp_path: Path) -> None:
+    """A rootless container asks with subordinate ids of whoever started it."""
+    root = host(tmp_path, etc__subuid="mia:100000:65536\nbo:165536:65536\n")
+    [found] = service_checks.subordinates(root)
+    assert (found.grade, found.text[:12]) == (Grade.NOTE, "131072 uids ")
+    config = root / "etc/leased/leased.toml"
+    config.parent.mkdir()
+    config.write_text('[[tenants]]\nname = "lab"\nuids = [1000, "100000-165535"]\n')
+    [found] = service_checks.subordinates(root)
+    assert found.text.startswith("65536 uids ")
+    for unmapped in ("", "others"):
+        config.write_text(f'unmapped = "{unmapped}"\n')
+        assert not list(service_checks.subordinates(root))
+
+
 def test_the_exit_status_says_whether_something_required_is_missing(tmp_path: Path) -> None:
     out = io.StringIO()
     status = main(["doctor", "--json", "--root", str(tmp_path)], Console(out, io.StringIO()))
