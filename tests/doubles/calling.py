@@ -185,7 +185,7 @@ async def open_house(
     **settings: int,
 ) -> AsyncIterator[House]:
     """A host, an agent, and its doors in `directory` (which everybody may enter). Unless the kernel
-    `names_peers` it is as one before 6.5, to which users send what proves them."""
+    `names_peers` it is as one before 6.5, where they are known by what they say."""
     # All the way up: another worker may be at it, and has begun at the bottom, too.
     for walk in (directory, *directory.parents):
         if not walk.stat().st_mode & 0o001:

@@ -340,7 +340,7 @@ def test_descriptors_in_the_middle_of_a_message(agent: HostAgent, null: int, adm
 
 
 def test_a_pidfd_of_somebody_else_proves_nothing(agent: HostAgent) -> None:
-    """Where the kernel names the peer itself, nothing may be sent along."""
+    """Nor anything else: no user may send a descriptor along."""
     other = os.pidfd_open(1)
     names = (PROTOCOL, "io.leased.Lease.PermissionDenied")
     try:

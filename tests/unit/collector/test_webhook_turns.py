@@ -14,9 +14,9 @@ from leased.chain.tree import EMPTY
 from leased.collector.archive.archive import Archive, LogEntry, Page
 from leased.collector.governance.register import Register
 from leased.collector.webhooks.outbox import Outbox
-from leased.collector.webhooks.watcher import RECORDS_MAX, Look, Watcher
+from leased.collector.webhooks.watcher import RECORDS_MAX
 from tests.doubles.logs import CountedEntropy, allocation, moment_at, renewal, started
-from tests.unit.collector.test_webhooks import NOW_NS, hook
+from tests.unit.collector.test_webhooks import NOW_NS, hook, watcher_of
 
 
 def keep(archive: Archive, node: str, renewals: int) -> None:
@@ -36,16 +36,7 @@ def test_a_log_without_end_keeps_nobody_elses_facts(tmp_path: Path, hostile: str
     with closing(Archive(tmp_path)) as archive:
         for node in ("a1", "b2"):
             keep(archive, node * 16, 3 * RECORDS_MAX if node == hostile else 0)
-    watcher = Watcher(
-        *(None, tmp_path, Look(dict, list)),  # type: ignore[arg-type] # nothing of it is asked
-        thresholds_pm=(),
-        idle_ns=0,
-        keep_ns=NOW_NS,
-        keep_dead_ns=NOW_NS,
-        wall_ns=lambda: NOW_NS,
-        put=lambda: None,
-        say=lambda text: None,
-    )
+    watcher = watcher_of(tmp_path)
     with closing(Register(tmp_path)) as register, closing(watcher):
         outbox = Outbox(register.connection, "urn:leased:fleet:t")
         hook(outbox)

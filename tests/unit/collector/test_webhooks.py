@@ -344,13 +344,10 @@ def judged(lease: str, waste: Waste, tenant: str = "acme") -> Judged:
     return Judged(held, waste, None if waste is Waste.UNKNOWN else 960)
 
 
-def test_each_class_of_waste_of_a_lease_is_told_once(tmp_path: Path) -> None:
-    register = Register(tmp_path)
-    outbox = Outbox(register.connection, "urn:leased:fleet:test")
-    hook = Webhook("h", "https://example.org/", ("waste.found",), (secret(),), 0, "me")
-    outbox.put_webhook(hook)
-    watcher = Watcher(
-        *(None, tmp_path, Look(dict, list)),  # type: ignore[arg-type] # nothing of it is asked
+def watcher_of(state: Path) -> Watcher:
+    """Whoever finds what is to be told; nothing is delivered."""
+    return Watcher(
+        *(None, state, Look(dict, list)),  # type: ignore[arg-type] # nothing of it is asked
         thresholds_pm=(),
         idle_ns=0,
         keep_ns=NOW_NS,
@@ -359,6 +356,14 @@ def test_each_class_of_waste_of_a_lease_is_told_once(tmp_path: Path) -> None:
         put=lambda: None,
         say=lambda text: None,
     )
+
+
+def test_each_class_of_waste_of_a_lease_is_told_once(tmp_path: Path) -> None:
+    register = Register(tmp_path)
+    outbox = Outbox(register.connection, "urn:leased:fleet:test")
+    hook = Webhook("h", "https://example.org/", ("waste.found",), (secret(),), 0, "me")
+    outbox.put_webhook(hook)
+    watcher = watcher_of(tmp_path)
 
     def told(*found: Judged) -> list[dict[str, object]]:
         ask = register.connection.execute

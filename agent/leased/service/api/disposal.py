@@ -151,8 +151,8 @@ class Disposal:
 
 
 def is_pidfd(fd: int) -> bool:
-    """What users send where the kernel does not name them, by what it calls that: the name of
-    whatever has a path begins with a slash. Nobody is asked about its close."""
+    """What operators send (`Adopt`), by what the kernel calls that: the name of whatever has a path
+    begins with a slash. Nobody is asked about its close, so it needs no closer."""
     with contextlib.suppress(OSError):
         return os.readlink(f"/proc/self/fd/{fd}").startswith(_PIDFDS)
     return False
